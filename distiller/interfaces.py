@@ -1,0 +1,267 @@
+"""Read this first: the training loop as code, and what it calls.
+
+    scheduler = file_config(model, optimizer, "schedule.yaml")
+    for epoch in range(start, end):
+        scheduler.on_epoch_begin(epoch, optimizer)                    # pruners compute masks
+        for minibatch, (images, labels) in enumerate(loader):
+            scheduler.on_minibatch_begin(epoch, minibatch, count, optimizer)       # masks applied
+            loss = criterion(model(images), labels)
+            loss = scheduler.before_backward_pass(epoch, minibatch, count, loss, optimizer)  # penalties added
+            optimizer.zero_grad()
+            loss.backward()
+            scheduler.before_parameter_optimization(epoch, minibatch, count, optimizer)  # dense copies back
+            optimizer.step()
+            scheduler.on_minibatch_end(epoch, minibatch, count, optimizer)         # masks applied
+        with scheduler.masked():                                      # masked weights are exactly zero
+            validate(model)
+        scheduler.on_epoch_end(epoch, optimizer, metrics)             # learning rates step
+        with scheduler.masked():
+            save_checkpoint(model, optimizer, scheduler)
+
+The scheduler passes each call on to the policies whose epoch window is open. A policy
+says *when*; a pruner, regularizer or quantizer says *what*; a mask store says *to what*.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from distiller.masks import MaskStore
+
+
+@dataclass(frozen=True, slots=True)
+class EpochWindow:
+    """The epochs in which a policy is active; epochs count from 0.
+
+    Attributes:
+        epochs: the active epochs, ascending, at least one.
+    """
+
+    epochs: tuple[int, ...]
+
+    @classmethod
+    def spanning(cls, start: int, end: int, frequency: int = 1) -> EpochWindow:
+        """Every `frequency`-th epoch from `start` to `end` (exclusive)."""
+        return cls(tuple(range(start, end, frequency)))
+
+    @property
+    def start(self) -> int:
+        """The first active epoch."""
+        return self.epochs[0]
+
+    @property
+    def last(self) -> int:
+        """The last active epoch."""
+        return self.epochs[-1]
+
+    @property
+    def frequency(self) -> int:
+        """Epochs from one active epoch to the next (of the first two; 1 when alone)."""
+        return self.epochs[1] - self.epochs[0] if len(self.epochs) > 1 else 1
+
+    def progress(self, epoch: int) -> float:
+        """How much of the window has passed at `epoch`: 0 at its first, 1 at its last epoch.
+
+        A window of one epoch has passed as soon as it is reached.
+        """
+        if self.last == self.start:
+            return 1.0
+        return min(1.0, max(0.0, (epoch - self.start) / (self.last - self.start)))
+
+
+@dataclass(frozen=True, slots=True)
+class StepContext:
+    """Where training stands when a policy, pruner or extension is called.
+
+    Attributes:
+        model: the model in training (read it; only masks and quantizers change it).
+        masks: the masks in force, by canonical parameter name.
+        optimizer: the optimizer, or None outside of training.
+        window: the epochs of the policy that is called.
+        epoch: the current epoch, from 0.
+        minibatch: the current mini-batch, from 0; None outside of the mini-batch loop.
+        minibatches_per_epoch: how many there are; None outside of the mini-batch loop.
+    """
+
+    model: nn.Module
+    masks: MaskStore
+    optimizer: Optimizer | None
+    window: EpochWindow
+    epoch: int
+    minibatch: int | None = None
+    minibatches_per_epoch: int | None = None
+
+    @property
+    def global_step(self) -> int:
+        """Mini-batches since epoch 0 (0 outside of the mini-batch loop)."""
+        if self.minibatch is None or self.minibatches_per_epoch is None:
+            return 0
+        return self.epoch * self.minibatches_per_epoch + self.minibatch
+
+
+@dataclass(frozen=True, slots=True)
+class LossComponent:
+    """A named, detached part of the loss, for the logs."""
+
+    name: str
+    value: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLoss:
+    """The loss to differentiate from here on, and the parts that were added to it."""
+
+    overall_loss: Tensor
+    loss_components: tuple[LossComponent, ...] = ()
+
+
+class Policy:
+    """WHEN something is done. Called only in the epochs of its window; every method may be left out."""
+
+    def on_epoch_begin(self, ctx: StepContext) -> None:
+        """Before the first mini-batch of an active epoch."""
+
+    def on_minibatch_begin(self, ctx: StepContext) -> None:
+        """Before the forward pass."""
+
+    def before_backward_pass(self, ctx: StepContext, loss: Tensor) -> PolicyLoss | None:
+        """After the forward pass; returns the loss to go on with, or None to keep `loss`."""
+
+    def before_parameter_optimization(self, ctx: StepContext) -> None:
+        """After the backward pass, before the optimizer's step."""
+
+    def on_minibatch_end(self, ctx: StepContext) -> None:
+        """After the optimizer's step."""
+
+    def on_epoch_end(self, ctx: StepContext, metrics: Mapping[str, float]) -> None:
+        """After validation; `metrics` has `loss` (validation loss) and `top1` (percent)."""
+
+    def check(self, param_names: Sequence[str], module_names: Sequence[str]) -> None:
+        """Raise an UnknownNameError if the policy names what the model does not have."""
+
+    def describe(self, ctx: StepContext) -> str:
+        """One line for `--dry-run`: what the policy touches, and how, in epoch `ctx.epoch`."""
+        return type(self).__name__
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a restart, as plain data and tensors."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up where `state_dict` left off."""
+
+
+class Pruner(ABC):
+    """WHICH elements go. Computes masks and changes neither parameters nor model.
+
+    Attributes:
+        name: the instance's name in the schedule.
+    """
+
+    name: str
+
+    @abstractmethod
+    def select(self, param_names: Sequence[str]) -> tuple[str, ...]:
+        """The canonical names, among all of the model's, of the parameters this pruner masks.
+
+        Raises:
+            UnknownNameError: one of its names or patterns matches nothing.
+        """
+
+    @abstractmethod
+    def compute_masks(self, params: Mapping[str, Tensor], ctx: StepContext) -> dict[str, Tensor]:
+        """Masks for the selected parameters in `params`.
+
+        Args:
+            params: parameters by canonical name; they may be masked (partly zero) already.
+            ctx: where training stands.
+
+        Returns:
+            For each parameter that is to be masked now a tensor of its shape, dtype and
+            device: 1 keep, 0 prune. A parameter left out keeps the mask it has.
+        """
+
+    def target_sparsity(self, ctx: StepContext) -> Mapping[str, float]:
+        """The sparsity aimed at in `ctx.epoch`, by the names as the user gave them; {} if data-dependent."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a restart, as plain data and tensors."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most pruners have no state
+        """Take up where `state_dict` left off."""
+
+    def set_param_mask(self, param: Tensor, name: str, masks: Mapping[str, Any], ctx: StepContext) -> None:
+        """Distiller's call: compute the mask of one parameter and put it into `masks[name].mask`."""
+        if name in self.select(list(masks)):
+            mask = self.compute_masks({name: param.detach()}, ctx).get(name)
+            if mask is not None:
+                masks[name].mask = mask
+
+
+class Regularizer(Protocol):
+    """A penalty on parameters that is added to the loss."""
+
+    name: str
+
+    def select(self, param_names: Sequence[str]) -> tuple[str, ...]:
+        """The canonical names of the parameters penalised."""
+        ...
+
+    def penalty(self, params: Mapping[str, Tensor]) -> Tensor:
+        """The penalty, a scalar that can be differentiated."""
+        ...
+
+    def threshold_masks(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Masks of what lies under the threshold now; {} when there is no threshold."""
+        ...
+
+
+class Quantizer(Protocol):
+    """Replaces layers of a model by quantized ones."""
+
+    def prepare_model(self, dummy_input: Any = None) -> None:
+        """Replace the layers, once."""
+        ...
+
+    def quantize_params(self) -> None:
+        """Quantize the weights from their full-precision copies."""
+        ...
+
+
+class Observer(Protocol):
+    """Statistics of one stream of tensors."""
+
+    def update(self, x: Tensor) -> None:
+        """Take in one batch, shape (batch, ...)."""
+        ...
+
+    def result(self) -> dict[str, float]:
+        """The statistics of all batches so far."""
+        ...
+
+
+@runtime_checkable
+class Collector(Protocol):
+    """Observers on modules; `with collector:` attaches them and always detaches them."""
+
+    def __enter__(self) -> Collector: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+    def value(self) -> Mapping[str, Any]:
+        """The statistics by canonical module name."""
+        ...
+
+    def save(self, path: str | Path) -> Path:
+        """Write them; returns the file written."""
+        ...
