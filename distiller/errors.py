@@ -9,7 +9,7 @@ Knows nothing about torch.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -22,7 +22,17 @@ class UsageError(DistillerError):
 
 
 class UnknownNameError(DistillerError):
-    """A name or pattern that matches nothing."""
+    """Names or patterns that match nothing.
+
+    Attributes:
+        faults: message by the name as it was asked for; lets a schedule's reader find its line.
+    """
+
+    def __init__(
+        self, message: str, name: str | None = None, faults: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.faults = dict(faults) if faults else {name: message} if name is not None else {}
 
 
 class PolicyConflictError(DistillerError):

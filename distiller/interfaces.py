@@ -200,12 +200,25 @@ class Pruner(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most pruners have no state
         """Take up where `state_dict` left off."""
 
-    def set_param_mask(self, param: Tensor, name: str, masks: Mapping[str, Any], ctx: StepContext) -> None:
-        """Distiller's call: compute the mask of one parameter and put it into `masks[name].mask`."""
-        if name in self.select(list(masks)):
-            mask = self.compute_masks({name: param.detach()}, ctx).get(name)
+    def set_param_mask(
+        self,
+        param: Tensor,
+        param_name: str,
+        zeros_mask_dict: Mapping[str, Any],
+        meta: StepContext | None = None,
+    ) -> None:
+        """Distiller's call: put the mask of one parameter into `zeros_mask_dict[param_name].mask`.
+
+        Args:
+            param: the parameter.
+            param_name: its canonical name.
+            zeros_mask_dict: a MaskStore, or maskers by name as from `create_model_masks_dict`.
+            meta: where training stands; pruners whose masks do not depend on the epoch need none.
+        """
+        if param_name in self.select(list(zeros_mask_dict)):
+            mask = self.compute_masks({param_name: param.detach()}, meta).get(param_name)  # type: ignore[arg-type]
             if mask is not None:
-                masks[name].mask = mask
+                zeros_mask_dict[param_name].mask = mask
 
 
 class Regularizer(Protocol):

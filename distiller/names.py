@@ -85,9 +85,9 @@ def resolve(requested: str, available: Collection[str], what: str = "parameter")
         found = tuple(name for name in available if fnmatch.fnmatchcase(name, pattern))
         if found:
             return found
-        raise UnknownNameError(f"pattern '{requested}' matches no {what} of the model")
+        raise UnknownNameError(f"pattern '{requested}' matches no {what} of the model", requested)
     hint = did_you_mean(strip_wrappers(requested), available)
-    raise UnknownNameError(f"no {what} '{requested}' in the model{hint}")
+    raise UnknownNameError(f"no {what} '{requested}' in the model{hint}", requested)
 
 
 def resolve_all(
@@ -99,14 +99,14 @@ def resolve_all(
         UnknownNameError: naming every request that matches nothing, one a line.
     """
     found: dict[str, None] = {}
-    faults: list[str] = []
+    faults: dict[str, str] = {}
     for name in requested:
         try:
             found.update(dict.fromkeys(resolve(name, available, what)))
         except UnknownNameError as error:
-            faults.append(str(error))
+            faults[name] = str(error)
     if faults:
-        raise UnknownNameError("\n".join(faults))
+        raise UnknownNameError("\n".join(faults.values()), faults=faults)
     return tuple(found)
 
 

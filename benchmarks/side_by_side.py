@@ -1,0 +1,56 @@
+"""Time two or more functions alternately in one run, and end with one line of JSON.
+
+Absolute times of a shared machine mean little; ratios of medians measured side by side do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+
+def parse(description: str) -> argparse.Namespace:
+    """The flags that every benchmark has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="fewer repeats: ends within a minute")
+    return parser.parse_args()
+
+
+def medians(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each side over `repeats` rounds, one call of each in turn, after one round unmeasured."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for round_number in range(repeats + 1):
+        for name, run in sides.items():
+            begin = time.perf_counter()
+            run()
+            if round_number:
+                times[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def finish(figures: dict[str, float], bars: dict[str, tuple[str, float]]) -> None:
+    """Print the verdicts and, last, everything as JSON; exit 0 only where every bar holds.
+
+    Args:
+        figures: measured, by name.
+        bars: by name of a figure: ("at most" or "at least", limit).
+    """
+    held = True
+    for name, (direction, limit) in bars.items():
+        good = figures[name] <= limit if direction == "at most" else figures[name] >= limit
+        held = held and good
+        print(f"{'holds' if good else 'FAILS'}: {name} {figures[name]:.3f}, {direction} {limit}")
+    result = {
+        "figures": figures,
+        "bars": {name: f"{direction} {limit}" for name, (direction, limit) in bars.items()},
+        "threads": torch.get_num_threads(),
+        "holds": held,
+    }
+    print(json.dumps(result))
+    sys.exit(0 if held else 1)

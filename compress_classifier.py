@@ -1,0 +1,414 @@
+#!/usr/bin/env python3
+"""Train, prune, sweep, measure and quantize image classifiers from the command line.
+
+The flags are at the top; below them `run` picks the job. The jobs themselves are in
+`distiller/apputils/`. Exit status: 0 done, 2 the user's mistake, 1 a fault of ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from logging.handlers import MemoryHandler
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distiller.apputils.image_classifier import Run
+
+LOG = logging.getLogger("distiller.app")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line; needs no torch, so that --help answers at once."""
+    parser = argparse.ArgumentParser(
+        description="Compression experiments with image classifiers: train under a YAML schedule, prune, "
+        "sweep sensitivity, collect activation statistics, quantize.",
+        allow_abbrev=False,
+    )
+    _add_data_flags(parser.add_argument_group("data"))
+    _add_model_flags(parser.add_argument_group("model and machine"))
+    _add_training_flags(parser.add_argument_group("training"))
+    _add_checkpoint_flags(parser)
+    _add_job_flags(parser)
+    _add_output_flags(parser.add_argument_group("output"))
+    _add_quantization_flags(parser)
+    _add_refused_flags(parser)
+    return parser
+
+
+def _add_data_flags(group: Any) -> None:
+    group.add_argument(
+        "data",
+        metavar="DATASET_DIR",
+        nargs="?",
+        type=_path,
+        help="folder of the data set; not needed by digits",
+    )
+    group.add_argument(
+        "--dataset",
+        help="digits, mnist, fashion-mnist, cifar10, cifar100, imagenet, image-folder, synthetic, or "
+        "package.module:function (default: from the architecture's name)",
+    )
+    group.add_argument("--download", action="store_true", help="download the data set when it is not there")
+    group.add_argument(
+        "-j", "--workers", type=_at_least(0), default=4, help="loader processes for image folders"
+    )
+    group.add_argument("-b", "--batch-size", type=_at_least(1), default=256, help="(default: %(default)s)")
+    group.add_argument(
+        "--validation-split", "--valid-size", "--vs", type=_fraction(0, below=1), default=0.1, metavar="P",
+        help="share of the training set to validate on; 0: the test set is used (default: %(default)s)",
+    )  # fmt: skip
+    for part, short in (("train", "etrs"), ("valid", "evs"), ("test", "etes")):
+        group.add_argument(
+            f"--effective-{part}-size", f"--{short}", type=_fraction(above=0), default=1.0, metavar="P",
+            help=f"share of the {part} set used per epoch (default: %(default)s)",
+        )  # fmt: skip
+
+
+def _add_model_flags(group: Any) -> None:
+    group.add_argument(
+        "-a",
+        "--arch",
+        type=_arch,
+        default="resnet18",
+        help="name, or package.module:function (default: %(default)s)",
+    )
+    group.add_argument("--pretrained", action="store_true", help="torchvision's weights")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: cuda where there is one, else cpu)")
+    group.add_argument("--cpu", action="store_true", help="same as --device cpu; overrides --gpus")
+    group.add_argument("--gpus", metavar="IDS", help="comma-separated; several: DataParallel (default: all)")
+    group.add_argument("--load-serialized", action="store_true", help="no DataParallel over several GPUs")
+    group.add_argument(
+        "--seed", type=_at_least(0), help="(default: drawn and printed; 0 with --deterministic)"
+    )
+    group.add_argument(
+        "--deterministic", "--det", action="store_true", help="seed 0 unless given; deterministic kernels"
+    )
+
+
+def _add_training_flags(group: Any) -> None:
+    group.add_argument(
+        "--epochs",
+        type=_at_least(1),
+        default=90,
+        help="the epoch at which to end, counted from 0 (default: %(default)s)",
+    )
+    group.add_argument("--compress", nargs="?", type=_path, metavar="FILE", help="YAML schedule")
+    group.add_argument(
+        "--dry-run", action="store_true",
+        help="resolve the schedule against the model, print what each policy touches in which epochs, exit",
+    )  # fmt: skip
+    group.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="package that a schedule's class may be in",
+    )
+    group.add_argument(
+        "--optimizer", choices=("sgd", "adam", "adamw"), default="sgd", help="(default: %(default)s)"
+    )
+    group.add_argument(
+        "--lr", "--learning-rate", type=_fraction(above=0, up_to=None), default=0.1, metavar="LR"
+    )
+    group.add_argument(
+        "--momentum", type=_fraction(0, up_to=None), default=0.9, help="of SGD (default: %(default)s)"
+    )
+    group.add_argument("--weight-decay", "--wd", type=_fraction(0, up_to=None), default=1e-4, metavar="W")
+
+
+def _add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--resume", dest="deprecated_resume", type=_path, default=None, help=argparse.SUPPRESS)
+    group.add_argument(
+        "--resume-from",
+        dest="resumed_checkpoint_path",
+        type=_path,
+        metavar="CHECKPOINT",
+        help="go on where it ended",
+    )
+    group.add_argument(
+        "--exp-load-weights-from",
+        dest="load_model_path",
+        type=_path,
+        metavar="CHECKPOINT",
+        help="take weights only",
+    )
+    parser.add_argument(
+        "--reset-optimizer", action="store_true", help="with --resume-from: a new optimizer, and epoch 0"
+    )
+
+
+def _add_job_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("jobs other than training")
+    group.add_argument("-e", "--evaluate", action="store_true", help="test and exit")
+    group.add_argument(
+        "--summary", action=_Summary, metavar="WHAT",
+        help="sparsity, compute, model or modules: print and exit; may be repeated",
+    )  # fmt: skip
+    group.add_argument(
+        "--sense", dest="sensitivity", type=str.lower, choices=("element", "filter", "channel")
+    )
+    group.add_argument(
+        "--sense-range", nargs=3, type=float, default=[0.0, 0.95, 0.05], metavar=("A", "B", "STEP"),
+        help="sparsities of the sweep, both ends included (default: 0 0.95 0.05)",
+    )  # fmt: skip
+    group.add_argument(
+        "--sense-resume", type=_path, metavar="RUN_FOLDER", help="go on with a sweep that was interrupted"
+    )
+
+
+def _add_output_flags(group: Any) -> None:
+    group.add_argument("-n", "--name", help="of the experiment: prefix of the run folder and its checkpoints")
+    group.add_argument(
+        "-o", "--out-dir", dest="output_dir", type=_path, default="logs", help="(default: %(default)s)"
+    )
+    group.add_argument("-p", "--print-freq", type=_at_least(1), default=10, help="mini-batches between lines")
+    group.add_argument("-v", "--verbose", action="store_true")
+    group.add_argument(
+        "--confusion", dest="display_confusion", action="store_true", help="print a confusion matrix"
+    )
+    group.add_argument("--num-best-scores", type=_at_least(1), default=1, help="best epochs to print")
+
+
+def _add_quantization_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("post-training quantization (with --evaluate)")
+    modes = ("sym", "sym_restr", "asym_s", "asym_u")
+    group.add_argument("--quantize-eval", "--qe", action="store_true", help="quantize, then evaluate")
+    group.add_argument("--qe-mode", "--qem", type=str.lower, choices=modes, default="sym")
+    group.add_argument("--qe-mode-acts", "--qema", type=str.lower, choices=modes)
+    group.add_argument("--qe-mode-wts", "--qemw", type=str.lower, choices=modes)
+    group.add_argument(
+        "--qe-bits-acts", "--qeba", type=_at_least(0), default=8, metavar="BITS", help="0: not quantized"
+    )
+    group.add_argument(
+        "--qe-bits-wts", "--qebw", type=_at_least(0), default=8, metavar="BITS", help="0: not quantized"
+    )
+    group.add_argument("--qe-bits-accum", type=_at_least(1), default=32, metavar="BITS")
+    group.add_argument(
+        "--qe-clip-acts",
+        "--qeca",
+        type=str.lower,
+        choices=("none", "avg", "n_std", "gauss", "laplace"),
+        default="none",
+    )
+    group.add_argument("--qe-clip-n-stds", type=float, metavar="N", help="with --qe-clip-acts n_std")
+    group.add_argument("--qe-no-clip-layers", "--qencl", nargs="+", default=[], metavar="LAYER")
+    group.add_argument("--qe-no-quant-layers", "--qenql", nargs="+", default=[], metavar="LAYER")
+    group.add_argument("--qe-per-channel", "--qepc", action="store_true", help="weights per output channel")
+    group.add_argument("--qe-scale-approx-bits", "--qesab", type=_at_least(1), metavar="BITS")
+    group.add_argument(
+        "--qe-save-fp-weights", action="store_true", help="keep the float weights beside the quantized"
+    )
+    sources = group.add_mutually_exclusive_group()
+    sources.add_argument("--qe-stats-file", type=_path, metavar="YAML")
+    sources.add_argument("--qe-dynamic", action="store_true", help="ranges from each batch, no statistics")
+    sources.add_argument(
+        "--qe-calibration", type=_fraction(above=0), metavar="P",
+        help="collect statistics on this share of the training set; alone: and exit",
+    )  # fmt: skip
+    sources.add_argument(
+        "--qe-config-file", type=_path, metavar="YAML", help="every other --qe-* flag is ignored"
+    )
+
+
+REFUSED = {
+    "activation statistics of training (--activation-stats)": ("--activation-stats", "--act-stats"),
+    "activation histograms": ("--activation-histograms", "--act-hist"),
+    "the mask sparsity table": ("--masks-sparsity",),
+    "weight histograms": ("--param-hist",),
+    "ONNX export": ("--export-onnx",),
+    "thinning": ("--thinnify",),
+    "saving the untrained model": ("--save-untrained-model",),
+    "early exit": ("--earlyexit_lossweights", "--earlyexit_thresholds"),
+    "conversion to PyTorch's quantized modules": ("--qe-convert-pytorch", "--qept", "--qe-pytorch-backend"),
+    "LAPQ": (
+        "--qe-lapq", "--qe-coordinate-search", "--lapq-maxiter", "--lapq-maxfev", "--lapq-method",
+        "--lapq-basinhopping", "--lapq-bh", "--lapq-basinhopping-niter", "--lapq-bh-niter", "--lapq-init-mode",
+        "--lapq-init-method", "--lapq-eval-size", "--lapq-eval-memoize-dataloader", "--lapq-search-clipping",
+    ),
+    "knowledge distillation": (
+        "--kd-teacher", "--kd-pretrained", "--kd-resume", "--kd-temperature", "--kd-temp", "--kd-distill-wt", "--kd-dw",
+        "--kd-student-wt", "--kd-sw", "--kd-teacher-wt", "--kd-tw", "--kd-start-epoch",
+    ),
+    "greedy pruning": (
+        "--greedy", "--greedy-ft-epochs", "--greedy-target-density", "--greedy-pruning-step",
+        "--greedy-finetuning-policy",
+    ),
+}  # fmt: skip
+"""Distiller's flags whose feature is not in this version: refused by name, never ignored."""
+
+
+def _add_refused_flags(parser: argparse.ArgumentParser) -> None:
+    for feature, flags in REFUSED.items():
+        parser.add_argument(
+            *flags, dest="refused", action=_Refuse, nargs="*", const=feature, help=argparse.SUPPRESS
+        )
+
+
+class _Refuse(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.error(f"{option_string}: {self.const} is not available in this version")
+
+
+class _Summary(argparse.Action):
+    choices_now = ("sparsity", "compute", "model", "modules")
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        what = str(values).lower()
+        if what in ("png", "png_w_params"):
+            parser.error(f"{option_string} {what}: graph pictures are not available in this version")
+        if what not in self.choices_now:
+            parser.error(
+                f"argument {option_string}: invalid choice: '{what}' (choose from {', '.join(self.choices_now)})"
+            )
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), what])
+
+
+def _path(text: str) -> str:
+    return str(Path(text).expanduser())
+
+
+def _arch(text: str) -> str:
+    return text if ":" in text else text.lower()
+
+
+def _at_least(low: int):
+    def whole_number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if value < low:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {low}, got '{text}'")
+        return value
+
+    return whole_number
+
+
+def _fraction(low: float | None = None, *, above: float | None = None, below: float | None = None, up_to=1.0):
+    """A number in a range: from `low` or more than `above`; less than `below` or at most `up_to` (None: any)."""
+    bounds = [f"from {low:g}" if low is not None else f"above {above:g}"]
+    if below is not None:
+        bounds.append(f"below {below:g}")
+    elif up_to is not None:
+        bounds.append(f"up to {up_to:g}")
+
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        inside = value >= low if low is not None else value > (above or 0.0)
+        inside = inside and (value < below if below is not None else up_to is None or value <= up_to)
+        if not inside or value == float("inf"):
+            raise argparse.ArgumentTypeError(f"must be a number {' and '.join(bounds)}, got '{text}'")
+        return value
+
+    return number
+
+
+def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse flags that contradict each other or would have no effect."""
+    if args.deprecated_resume:
+        args.resumed_checkpoint_path, args.reset_optimizer = args.deprecated_resume, True
+        warnings.warn("--resume is deprecated: use --resume-from (with --reset-optimizer)", stacklevel=1)
+    if args.reset_optimizer and not args.resumed_checkpoint_path:
+        parser.error("--reset-optimizer: goes with --resume-from")
+    if args.quantize_eval and not args.evaluate:
+        parser.error("--quantize-eval: only with --evaluate")
+    if args.qe_clip_acts == "n_std" and args.qe_clip_n_stds is None:
+        parser.error("--qe-clip-acts n_std: needs --qe-clip-n-stds N")
+    if args.dry_run and not args.compress:
+        parser.error("--dry-run: needs a schedule, given with --compress")
+    if args.sense_resume and not args.sensitivity:
+        parser.error("--sense-resume: goes with --sense")
+    if args.pretrained and (args.resumed_checkpoint_path or args.load_model_path):
+        parser.error("--pretrained: not together with --resume-from or --exp-load-weights-from")
+    if args.device and (args.cpu or args.gpus):
+        parser.error("--device: not together with --cpu or --gpus")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, do the job, and turn the user's mistakes into one message."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    check_usage(parser, args)
+
+    from distiller.errors import DistillerError
+
+    try:
+        run(args)
+    except DistillerError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; go on with --resume-from the run's last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(args: argparse.Namespace) -> None:
+    """Pick the job and do it: summaries and dry runs print and write nothing, the others have a run folder."""
+    from distiller.apputils import classifier_jobs as jobs
+
+    if args.summary:
+        print("\n\n".join(jobs.summaries(args)))
+        return
+    if args.dry_run:
+        print(jobs.dry_run(args))
+        return
+    early = set_up_console(args.verbose)
+    opened: list[Run] = []
+
+    def open_run() -> Run:
+        opened.append(make_run(args, early))
+        return opened[0]
+
+    try:
+        jobs.run_job(args, open_run)
+    finally:
+        for run_of_this in opened:
+            for logger in run_of_this.loggers:
+                logger.close()
+
+
+def set_up_console(verbose: bool) -> MemoryHandler:
+    """Messages and warnings to standard output, and kept for the run's log file, which is not there yet."""
+    console, early = logging.StreamHandler(sys.stdout), MemoryHandler(capacity=10_000, flushLevel=100)
+    console.setLevel(logging.DEBUG if verbose else logging.INFO)
+    logging.captureWarnings(True)
+    for name in ("distiller", "py.warnings"):
+        log = logging.getLogger(name)
+        log.setLevel(logging.DEBUG)
+        log.handlers = [console, early]
+        log.propagate = False
+    return early
+
+
+def make_run(args: argparse.Namespace, early: MemoryHandler) -> Run:
+    """The run folder with its log file and loggers, and what the run runs on in the log."""
+    from distiller.apputils.experiment import create_run_folder, environment
+    from distiller.apputils.image_classifier import Run
+    from distiller.data_loggers.loggers import CsvLogger, PythonLogger, TensorBoardLogger
+
+    configs = [file for file in (args.compress, args.qe_stats_file, args.qe_config_file) if file]
+    folder = create_run_folder(args.output_dir, args.name, configs)
+    file = logging.FileHandler(folder.log_file)
+    file.setFormatter(logging.Formatter("%(asctime)s - %(message)s"))
+    for name in ("distiller", "py.warnings"):
+        logging.getLogger(name).handlers[1] = file
+    early.setTarget(file)
+    early.close()
+    LOG.info("Log file for this run: %s", folder.log_file)
+    for key, value in environment([sys.executable, *sys.argv], Path(__file__).parent).items():
+        LOG.debug("%s: %s", key, value)
+    return Run(folder, (PythonLogger(LOG), TensorBoardLogger(folder.path), CsvLogger(folder.path)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

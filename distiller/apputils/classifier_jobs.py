@@ -1,0 +1,200 @@
+"""The program's jobs, one function each: train, evaluate, quantize, collect statistics, sweep, summarise.
+
+Each takes the flags by name (a namespace, which it only reads) and, where it writes files,
+a run folder. Returns or logs its results. Knows nothing about parsing flags or handlers of logs.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from distiller.apputils.checkpoint import save_checkpoint
+from distiller.apputils.image_classifier import ClassifierCompressor, Run
+from distiller.apputils.meters import EvalResult
+from distiller.apputils.results_card import ResultsCard
+from distiller.apputils.training_loop import evaluate as evaluate_loop
+from distiller.config import config_component_from_file_by_class
+from distiller.data_loggers.quant_stats import collect_quant_stats
+from distiller.dummy_input import get_dummy_input
+from distiller.errors import UsageError
+from distiller.model_summaries import model_summary
+from distiller.names import unwrap
+from distiller.quantization import PostTrainLinearQuantizer
+from distiller.sensitivity import sensitivities_to_png, sensitivity_sweep, sparsity_levels
+
+_LOG = logging.getLogger(__name__)
+DEFAULT_CALIBRATION = 0.05
+"""Share of the training set that calibrates a quantization for which no source of ranges is given."""
+
+
+def choose_job(args: Namespace) -> Callable[[ClassifierCompressor], ResultsCard | None]:
+    """The job that the flags ask for, in Distiller's order of precedence."""
+    if args.qe_calibration is not None and not (args.evaluate and args.quantize_eval):
+        return collect_statistics
+    if args.sensitivity:
+        return sweep_sensitivity
+    if args.evaluate and args.quantize_eval:
+        return quantize_and_evaluate
+    if args.evaluate:
+        return evaluate
+    return train
+
+
+def run_job(args: Namespace, open_run: Callable[[], Run]) -> ResultsCard | None:
+    """Do the job that the flags ask for; a results card goes into the run folder as `results.json`.
+
+    Args:
+        args: the flags by name.
+        open_run: makes the run folder; called when all that was asked for is found to be in order.
+    """
+    compressor = ClassifierCompressor(args, open_run)
+    card = choose_job(args)(compressor)
+    if card is not None:
+        path = card.save(compressor.run.require_folder() / "results.json")
+        _LOG.info("--- results card (%s) ---\n%s", path, card.to_text())
+    return card
+
+
+def summaries(args: Namespace) -> list[str]:
+    """The summaries that `--summary` asks for; changes and writes nothing."""
+    compressor = ClassifierCompressor(args)
+    return [model_summary(compressor.model, what, (1, *compressor.input_shape)) for what in args.summary]
+
+
+def dry_run(args: Namespace) -> str:
+    """What each policy of the schedule touches in which epochs; changes and writes nothing."""
+    compressor = ClassifierCompressor(args)
+    optimizer = compressor.make_optimizer()
+    scheduler = compressor.make_scheduler(optimizer)
+    lines = [
+        f"{args.compress} on {args.arch}: {len(scheduler.policies)} policies, epochs 0..{args.epochs - 1}"
+    ]
+    for entry in scheduler.policies:
+        if entry.window.start >= args.epochs:
+            lines.append(
+                f"  never: {entry.name} begins in epoch {entry.window.start}, after the end of training"
+            )
+    begin, before = 0, scheduler.describe(0, optimizer)
+    for epoch in range(1, args.epochs + 1):
+        now = scheduler.describe(epoch, optimizer) if epoch < args.epochs else None
+        if now != before:
+            epochs = f"epoch {begin}" if begin == epoch - 1 else f"epochs {begin}..{epoch - 1}"
+            lines += [f"  {epochs}:", *(f"    {line}" for line in before or ["nothing"])]
+            begin, before = epoch, now or []
+    return "\n".join(lines)
+
+
+def train(compressor: ClassifierCompressor) -> ResultsCard:
+    """Train under the schedule, then test."""
+    return compressor.train()[1]
+
+
+def evaluate(compressor: ClassifierCompressor) -> ResultsCard:
+    """Test the model as it is."""
+    _ = compressor.data, compressor.run
+    _LOG.info("--- test ---------------------")
+    return compressor.card(compressor.test())
+
+
+def collect_statistics(compressor: ClassifierCompressor) -> None:
+    """Collect activation statistics on a share of the training set into `acts_quantization_stats.yaml`."""
+    path = _collect(compressor, compressor.args.qe_calibration)
+    _LOG.info("Saved activation statistics to: %s", path)
+
+
+def quantize_and_evaluate(compressor: ClassifierCompressor) -> ResultsCard:
+    """Test the model, quantize it, test it again, and save the quantized checkpoint."""
+    args = compressor.args
+    dense = copy.deepcopy(compressor.model)
+    quantizer = _make_quantizer(compressor)
+    folder = compressor.run.require_folder()
+    _LOG.info("--- test before quantization ---------------------")
+    before = compressor.test(dense)
+    quantizer.prepare_model(get_dummy_input(input_shape=(1, *compressor.input_shape)))
+    quantizer.save_per_layer_parameters(folder)
+    _LOG.info("--- test after quantization (simulated) ---------------------")
+    after = compressor.test()
+    card = compressor.card(
+        after,
+        reference=compressor.measure(dense, before),
+        macs=compressor.measure(dense, before).macs,
+        bits_by_param=quantizer.stored_bits(),
+        per_channel=quantizer.per_channel_params(),
+    )
+    extras = {"quantized_top1": after.top1, "quantizer_metadata": quantizer.quantizer_metadata()}
+    name = f"{args.name}_quantized" if args.name else "quantized"
+    path = save_checkpoint(0, args.arch, compressor.model, extras=extras, name=name, dir=folder)
+    _LOG.info("Saved quantized checkpoint to: %s", path)
+    return card
+
+
+def sweep_sensitivity(compressor: ClassifierCompressor) -> None:
+    """Sweep accuracy against sparsity, layer by layer, into `sensitivity.csv` and `sensitivity.png`."""
+    args = compressor.args
+    levels = sparsity_levels(*args.sense_range)
+    loader = compressor.data.test
+    target = Path(args.sense_resume) if args.sense_resume else compressor.run.require_folder()
+    begin = time.perf_counter()
+    measured_before: list[int] = []
+
+    def test_func(model: nn.Module) -> tuple[float, float, float]:
+        result = evaluate_loop(model, loader, device=compressor.device)
+        return result.top1, result.top5, result.loss
+
+    def on_point(point, finished: int, total: int) -> None:
+        measured_before.append(finished)
+        left = (time.perf_counter() - begin) / len(measured_before) * (total - finished)
+        _LOG.info(
+            "[%d/%d] %s at sparsity %.2f: Top1 %.3f  Top5 %.3f  Loss %.3f  (about %.0f s left)",
+            finished, total, point.parameter, point.level, *point.score, left,
+        )  # fmt: skip
+
+    curves = sensitivity_sweep(
+        unwrap(compressor.model),
+        args.sensitivity,
+        levels,
+        test_func,
+        target,
+        loader.num_samples,
+        on_point=on_point,
+    )
+    picture = sensitivities_to_png(curves, target / "sensitivity.png")
+    _LOG.info("Saved %s and %s", target / "sensitivity.csv", picture)
+
+
+def _make_quantizer(compressor: ClassifierCompressor) -> PostTrainLinearQuantizer:
+    args, model = compressor.args, compressor.model
+    if args.qe_config_file:
+        return config_component_from_file_by_class(model, args.qe_config_file, "PostTrainLinearQuantizer")
+    if args.qe_stats_file or args.qe_dynamic:
+        return PostTrainLinearQuantizer.from_args(model, args)
+    portion = args.qe_calibration or DEFAULT_CALIBRATION
+    if args.qe_calibration is None:
+        _LOG.info(
+            "no source of activation ranges given: calibrating on %.0f %% of the training set", 100 * portion
+        )
+    options = Namespace(**{**vars(args), "qe_stats_file": str(_collect(compressor, portion))})
+    return PostTrainLinearQuantizer.from_args(model, options)
+
+
+def _collect(compressor: ClassifierCompressor, portion: float) -> Path:
+    loader = compressor.data.calibration(portion)
+    if loader.num_samples == 0:
+        raise UsageError(
+            f"--qe-calibration {portion:g}: is less than one image of the training set; give more"
+        )
+    _LOG.info("Collecting activation statistics on %d training images, in two passes", loader.num_samples)
+
+    def test_func(model: nn.Module) -> EvalResult:
+        return evaluate_loop(model, loader, device=compressor.device)
+
+    folder = compressor.run.require_folder()
+    collect_quant_stats(unwrap(compressor.model), test_func, save_dir=folder)
+    return folder / "acts_quantization_stats.yaml"

@@ -1,0 +1,77 @@
+"""Progress of an epoch: a bar on a terminal, lines in a pipe, scalars to the loggers.
+
+Figures are read from the device only when they are shown. Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from distiller.apputils.training_loop import Progress
+from distiller.data_loggers.loggers import Logger, PythonLogger
+
+
+class EpochProgress:
+    """A `report` for `train_epoch` and `evaluate`; used as a context around one of them.
+
+    Args:
+        loggers: take the scalars of a training step every `print_freq` mini-batches.
+        print_freq: mini-batches between figures.
+        optimizer: whose learning rate is shown.
+        is_terminal: show a bar instead of lines; default: whether standard error is one.
+    """
+
+    def __init__(
+        self,
+        loggers: Sequence[Logger],
+        print_freq: int,
+        optimizer: Optimizer | None = None,
+        is_terminal: bool | None = None,
+    ) -> None:
+        self._loggers = loggers
+        self._print_freq = print_freq
+        self._optimizer = optimizer
+        self._is_terminal = sys.stderr.isatty() if is_terminal is None else is_terminal
+        self._bar: tqdm | None = None
+
+    def __enter__(self) -> EpochProgress:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __call__(self, progress: Progress) -> None:
+        """Take in one mini-batch."""
+        is_due = progress.step % self._print_freq == 0 or progress.step == progress.steps
+        if self._is_terminal:
+            self._advance_bar(progress, is_due)
+        if is_due and progress.phase == "train":
+            self._log(progress)
+
+    def _advance_bar(self, progress: Progress, is_due: bool) -> None:
+        if self._bar is None:
+            epoch = "" if progress.epoch is None else f" {progress.epoch}"
+            self._bar = tqdm(total=progress.steps, desc=f"{progress.phase}{epoch}", leave=False)
+        if is_due:
+            result = progress.read()
+            self._bar.set_postfix_str(f"loss {result.loss:.3f}, top1 {result.top1:.2f}")
+        self._bar.update(progress.step - self._bar.n)
+
+    def _log(self, progress: Progress) -> None:
+        assert progress.epoch is not None
+        result = progress.read()
+        scalars = {"Overall Loss": result.loss}
+        scalars |= {name: float(value) for name, value in progress.components.items()}
+        scalars |= {"Top1": result.top1, "Top5": result.top5}
+        if self._optimizer is not None:
+            scalars["LR"] = float(self._optimizer.param_groups[0]["lr"])
+        scalars["Time"] = progress.seconds / progress.step
+        for logger in self._loggers:
+            if not (self._is_terminal and isinstance(logger, PythonLogger)):
+                logger.log_training_step(progress.epoch, progress.step, progress.steps, scalars)

@@ -1,0 +1,183 @@
+"""One epoch of training under a scheduler, and one evaluation.
+
+The loop of `interfaces.py` with data, a device and progress reports around it.
+Knows nothing about checkpoints, files or command lines.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from distiller.apputils.meters import ClassificationMeter, EvalResult
+from distiller.errors import DivergenceError
+from distiller.interfaces import PolicyLoss
+from distiller.scheduler import CompressionScheduler
+
+
+class Batches(Protocol):
+    """An iterable of (images, labels), shapes (batch, C, H, W) and (batch,), in the order of an epoch."""
+
+    def __iter__(self): ...
+
+    def __len__(self) -> int: ...
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and augmentation of the next iteration."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where an epoch stands; `result` and `components` are read (and synchronised) only when asked for.
+
+    Attributes:
+        phase: "train", "validate" or "test".
+        epoch: from 0; None outside of training.
+        step: mini-batches done.
+        steps: mini-batches in all.
+        seconds: since the beginning of the epoch.
+        read: the figures so far.
+        components: named parts of the last loss, such as penalties.
+    """
+
+    phase: str
+    epoch: int | None
+    step: int
+    steps: int
+    seconds: float
+    read: Callable[[], EvalResult]
+    components: dict[str, Tensor]
+
+
+Report = Callable[[Progress], None]
+
+
+def train_epoch(
+    model: nn.Module,
+    loader: Batches,
+    optimizer: Optimizer,
+    scheduler: CompressionScheduler,
+    epoch: int,
+    *,
+    criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+    device: torch.device | str = "cpu",
+    report: Report | None = None,
+    check_every: int = 10,
+) -> EvalResult:
+    """Train for one epoch, calling the scheduler as `interfaces.py` draws it.
+
+    Args:
+        model: on `device`; put into training mode.
+        loader: mini-batches of the epoch.
+        optimizer: of the model's parameters.
+        scheduler: its callbacks `on_epoch_begin` and `on_epoch_end` are the caller's.
+        epoch: from 0.
+        criterion: (logits, labels) -> scalar loss; cross-entropy by default.
+        device: where the batches go.
+        report: called after each mini-batch.
+        check_every: mini-batches between looks at whether the loss is still finite.
+
+    Returns:
+        Loss (without penalties) and accuracy over the epoch, as training went.
+
+    Raises:
+        DivergenceError: the loss is NaN or infinite.
+    """
+    criterion = criterion or nn.CrossEntropyLoss()
+    model.train()
+    loader.set_epoch(epoch)
+    steps = len(loader)
+    meter = ClassificationMeter()
+    begin = time.perf_counter()
+    for step, (images, labels) in enumerate(loader):
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        scheduler.on_minibatch_begin(epoch, step, steps, optimizer)
+        logits, loss = _forward(model, images, labels, criterion)
+        policy_loss = scheduler.before_backward_pass(epoch, step, steps, loss, optimizer, True)
+        assert isinstance(policy_loss, PolicyLoss)
+        optimizer.zero_grad(set_to_none=True)
+        policy_loss.overall_loss.backward()
+        scheduler.before_parameter_optimization(epoch, step, steps, optimizer)
+        optimizer.step()
+        scheduler.on_minibatch_end(epoch, step, steps, optimizer)
+
+        meter.update(logits.detach(), labels, policy_loss.overall_loss.detach())
+        if (step + 1) % check_every == 0 or step + 1 == steps:
+            _require_finite(meter.result().loss, epoch, step)
+        if report is not None:
+            parts = {"Objective Loss": loss.detach()}
+            parts |= {part.name: part.value for part in policy_loss.loss_components}
+            report(
+                Progress("train", epoch, step + 1, steps, time.perf_counter() - begin, meter.result, parts)
+            )
+    return meter.result()
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    loader: Batches,
+    *,
+    criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+    device: torch.device | str = "cpu",
+    report: Report | None = None,
+    phase: str = "test",
+    epoch: int | None = None,
+    num_classes: int | None = None,
+) -> EvalResult:
+    """Loss and accuracy of a model on all mini-batches of a loader, in evaluation mode.
+
+    Args:
+        num_classes: count a confusion matrix of so many classes too.
+
+    Returns:
+        The figures; the model's mode is restored.
+    """
+    criterion = criterion or nn.CrossEntropyLoss()
+    was_training = model.training
+    model.eval()
+    steps = len(loader)
+    meter = ClassificationMeter(num_classes=num_classes)
+    begin = time.perf_counter()
+    try:
+        for step, (images, labels) in enumerate(loader):
+            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            logits = model(images)
+            meter.update(logits, labels, criterion(logits, labels))
+            if report is not None:
+                seconds = time.perf_counter() - begin
+                report(Progress(phase, epoch, step + 1, steps, seconds, meter.result, {}))
+    finally:
+        model.train(was_training)
+    return meter.result()
+
+
+def _forward(
+    model: nn.Module, images: Tensor, labels: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Logits and loss; auxiliary classifiers (Inception, GoogLeNet) weigh in as in their papers."""
+    output = model(images)
+    if isinstance(output, Tensor):
+        return output, criterion(output, labels)
+    fields = output._asdict()  # torchvision's InceptionOutputs and GoogLeNetOutputs
+    weight = 0.4 if "aux_logits" in fields else 0.3
+    loss = criterion(fields["logits"], labels)
+    for name, auxiliary in fields.items():
+        if name.startswith("aux") and auxiliary is not None:
+            loss = loss + weight * criterion(auxiliary, labels)
+    return fields["logits"], loss
+
+
+def _require_finite(loss: float, epoch: int, step: int) -> None:
+    if loss != loss or loss in (float("inf"), float("-inf")):
+        raise DivergenceError(
+            f"epoch {epoch}, mini-batch {step}: the training loss is {loss}; training stops here and the last "
+            "checkpoint stays as it is. Try a lower --lr"
+        )

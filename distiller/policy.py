@@ -1,0 +1,283 @@
+"""Policies: when a pruner, regularizer, quantizer or learning-rate scheduler acts.
+
+Each wraps one component and calls it from the scheduler's callbacks.
+Knows nothing about YAML, the training loop or other policies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from distiller.dummy_input import get_dummy_input
+from distiller.errors import DistillerError
+from distiller.graph import SummaryGraph
+from distiller.interfaces import (
+    LossComponent,
+    Policy,
+    PolicyLoss,
+    Pruner,
+    Quantizer,
+    Regularizer,
+    StepContext,
+)
+from distiller.learning_rate import advance_to
+from distiller.masks import PRUNER_SLOT, MaskRules
+from distiller.names import named_modules, named_parameters, owner
+
+__all__ = [
+    "LRPolicy",
+    "LossComponent",
+    "Policy",
+    "PolicyLoss",
+    "PruningArgs",
+    "PruningPolicy",
+    "QuantizationPolicy",
+    "RegularizationArgs",
+    "RegularizationPolicy",
+    "ScheduledTrainingPolicy",
+]
+
+ScheduledTrainingPolicy = Policy
+"""Distiller's name of the base class."""
+
+
+@dataclass(frozen=True, slots=True)
+class PruningArgs:
+    """The `args:` of a pruning policy.
+
+    Attributes:
+        levels: replaces the pruner's `levels` at the beginning of each active epoch.
+        keep_mask: the mask stays in force, as a plain one, after the policy's last epoch even if it
+            acted on the forward pass only.
+        mini_batch_pruning_frequency: new masks every so many mini-batches too (0: once an epoch).
+        mask_on_forward_only: weights are masked for the forward and backward pass, not after the step.
+        mask_gradients: gradients are masked too; needs mask_on_forward_only.
+        use_double_copies: the optimizer updates dense copies of the weights.
+        discard_masks_at_minibatch_end: masks last one mini-batch.
+        skip_first_minibatch: masks are computed anew in the second mini-batch of training (when there are
+            gradients to rank by).
+        fold_batchnorm: rank convolution weights times gamma / sqrt(running_var + eps) of the batch norm
+            that follows; masks still go on the weights.
+    """
+
+    levels: Any = None
+    keep_mask: bool = False
+    mini_batch_pruning_frequency: int = 0
+    mask_on_forward_only: bool = False
+    mask_gradients: bool = False
+    use_double_copies: bool = False
+    discard_masks_at_minibatch_end: bool = False
+    skip_first_minibatch: bool = False
+    fold_batchnorm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mask_gradients and not self.mask_on_forward_only:
+            raise DistillerError("'mask_gradients' needs 'mask_on_forward_only: true'")
+        if self.mini_batch_pruning_frequency < 0:
+            raise DistillerError(
+                f"'mini_batch_pruning_frequency' must be 0 or more, got {self.mini_batch_pruning_frequency}"
+            )
+
+
+class PruningPolicy(Policy):
+    """Computes masks with a pruner at the beginning of each active epoch, or more often."""
+
+    def __init__(self, pruner: Pruner, pruner_args: PruningArgs | Mapping[str, Any] | None = None) -> None:
+        """Wrap `pruner`; `pruner_args` may be a mapping, as in a schedule."""
+        self.pruner = pruner
+        self.args = (
+            pruner_args if isinstance(pruner_args, PruningArgs) else PruningArgs(**(pruner_args or {}))
+        )
+        if self.args.levels is not None and not hasattr(pruner, "levels"):
+            raise DistillerError(
+                f"'levels' is for pruners that have levels; {type(pruner).__name__} has none"
+            )
+        self._batch_norms: dict[str, str] | None = None
+
+    def selected(self, model: nn.Module) -> tuple[str, ...]:
+        """Canonical names of the parameters that the pruner masks."""
+        return self.pruner.select([name for name, _ in named_parameters(model)])
+
+    def check(self, param_names: Sequence[str], module_names: Sequence[str]) -> None:  # noqa: D102
+        self.pruner.select(param_names)
+
+    def on_epoch_begin(self, ctx: StepContext) -> None:  # noqa: D102
+        if self.args.levels is not None:
+            self.pruner.levels = self.args.levels  # type: ignore[attr-defined]
+        self._compute(ctx)
+
+    def on_minibatch_begin(self, ctx: StepContext) -> None:  # noqa: D102
+        frequency = self.args.mini_batch_pruning_frequency
+        is_due = bool(ctx.minibatch) and frequency > 0 and ctx.global_step % frequency == 0
+        if is_due or (self.args.skip_first_minibatch and ctx.global_step == 1):
+            self._compute(ctx)
+
+    def on_minibatch_end(self, ctx: StepContext) -> None:  # noqa: D102
+        if self.args.discard_masks_at_minibatch_end:
+            self._release(ctx)
+
+    def on_epoch_end(self, ctx: StepContext, metrics: Mapping[str, float]) -> None:  # noqa: D102
+        if ctx.epoch != ctx.window.last or not self.args.mask_on_forward_only:
+            return
+        if not self.args.keep_mask:
+            self._release(ctx)
+            return
+        for name in self.selected(ctx.model):
+            ctx.masks.put(name, ctx.masks[name].slots.get(PRUNER_SLOT), rules=MaskRules())
+
+    def describe(self, ctx: StepContext) -> str:  # noqa: D102
+        names = self.selected(ctx.model)
+        targets = sorted(set(self.pruner.target_sparsity(ctx).values()))
+        aim = ", ".join(f"{target:.1%}" for target in targets)
+        return f"{type(self.pruner).__name__}: {', '.join(names)}" + (f" -> sparsity {aim}" if aim else "")
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return self.pruner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
+        self.pruner.load_state_dict(state)
+
+    def _compute(self, ctx: StepContext) -> None:
+        params = dict(named_parameters(ctx.model))
+        selected = {name: params[name].detach() for name in self.pruner.select(list(params))}
+        if self.args.fold_batchnorm:
+            selected = self._folded(selected, ctx.model)
+        rules = MaskRules(
+            self.args.mask_on_forward_only, self.args.use_double_copies, self.args.mask_gradients
+        )
+        for name, mask in self.pruner.compute_masks(selected, ctx).items():
+            ctx.masks.put(name, mask, rules=rules)
+
+    def _folded(self, params: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        if self._batch_norms is None:
+            self._batch_norms = _following_batch_norms(model)
+        modules = dict(named_modules(model))
+        for name, weight in params.items():
+            norm = self._batch_norms.get(owner(name))
+            if norm is not None and name.endswith(".weight"):
+                params[name] = weight * _batch_norm_gain(modules[norm]).view(-1, *[1] * (weight.dim() - 1))
+        return params
+
+    def _release(self, ctx: StepContext) -> None:
+        for name in self.selected(ctx.model):
+            ctx.masks.put(name, None)
+
+
+@dataclass(frozen=True, slots=True)
+class RegularizationArgs:
+    """The `args:` of a regularization policy.
+
+    Attributes:
+        keep_mask: what lies under the regularizer's threshold after the last mini-batch of the last
+            epoch stays masked.
+    """
+
+    keep_mask: bool = False
+
+
+class RegularizationPolicy(Policy):
+    """Adds a regularizer's penalty to the loss, and masks what lies under its threshold."""
+
+    def __init__(self, regularizer: Regularizer, keep_mask: bool = False) -> None:
+        self.regularizer = regularizer
+        self.args = RegularizationArgs(keep_mask)
+
+    def check(self, param_names: Sequence[str], module_names: Sequence[str]) -> None:  # noqa: D102
+        self.regularizer.select(param_names)
+
+    def before_backward_pass(self, ctx: StepContext, loss: Tensor) -> PolicyLoss:  # noqa: D102
+        penalty = self.regularizer.penalty(self._params(ctx))
+        component = LossComponent(f"{type(self.regularizer).__name__}_loss", penalty.detach())
+        return PolicyLoss(loss + penalty, (component,))
+
+    def on_minibatch_end(self, ctx: StepContext) -> None:  # noqa: D102
+        masks = self.regularizer.threshold_masks(
+            {name: param.detach() for name, param in self._params(ctx).items()}
+        )
+        is_last = ctx.epoch == ctx.window.last and ctx.minibatch == (ctx.minibatches_per_epoch or 0) - 1
+        params = self._params(ctx)
+        for name, mask in masks.items():
+            params[name].data.mul_(mask)
+            if is_last and self.args.keep_mask:
+                ctx.masks.put(name, mask, slot=f"regularizer {self.regularizer.name}")
+
+    def describe(self, ctx: StepContext) -> str:  # noqa: D102
+        return f"{type(self.regularizer).__name__}: {', '.join(self._params(ctx))}"
+
+    def _params(self, ctx: StepContext) -> dict[str, nn.Parameter]:
+        params = dict(named_parameters(ctx.model))
+        return {name: params[name] for name in self.regularizer.select(list(params))}
+
+
+class QuantizationPolicy(Policy):
+    """Prepares the model for quantization-aware training, and quantizes the weights after each step."""
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        self.quantizer = quantizer
+        quantizer.prepare_model()
+        quantizer.quantize_params()
+
+    def on_minibatch_end(self, ctx: StepContext) -> None:  # noqa: D102
+        self.quantizer.quantize_params()
+
+    def describe(self, ctx: StepContext) -> str:  # noqa: D102
+        return type(self.quantizer).__name__
+
+
+class LRPolicy(Policy):
+    """Steps a learning-rate scheduler at the end of each active epoch.
+
+    As in Distiller, the rate is a function of the absolute epoch: a StepLR of 45 epochs
+    decays at epochs 45 and 90 even if its policy opens at 30.
+    """
+
+    def __init__(self, lr_scheduler: LRScheduler | ReduceLROnPlateau) -> None:
+        self.lr_scheduler = lr_scheduler
+
+    def on_epoch_end(self, ctx: StepContext, metrics: Mapping[str, float]) -> None:  # noqa: D102
+        if isinstance(self.lr_scheduler, ReduceLROnPlateau):
+            self.lr_scheduler.step(metrics["loss" if self.lr_scheduler.mode == "min" else "top1"])
+        else:
+            advance_to(self.lr_scheduler, ctx.epoch + 1)
+
+    def describe(self, ctx: StepContext) -> str:  # noqa: D102
+        return type(self.lr_scheduler).__name__
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return self.lr_scheduler.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
+        self.lr_scheduler.load_state_dict(dict(state))
+
+
+def _following_batch_norms(model: nn.Module) -> dict[str, str]:
+    """Module name of a convolution or linear -> name of the batch norm that alone consumes it."""
+    graph = SummaryGraph(model, get_dummy_input(input_shape=_input_shape(model)), purpose="fold_batchnorm")
+    found: dict[str, str] = {}
+    for name, entry in graph.adjacency_map().items():
+        if len(entry.successors) == 1 and entry.successors[0].type == "BatchNormalization":
+            found[name] = entry.successors[0].name
+    return found
+
+
+def _input_shape(model: nn.Module) -> tuple[int, ...]:
+    shape = getattr(model, "input_shape", None)
+    if shape is None:
+        raise DistillerError(
+            "'fold_batchnorm' needs the shape of the model's input: set model.input_shape, e.g. (1, 3, 32, 32)"
+        )
+    return tuple(shape)
+
+
+def _batch_norm_gain(norm: nn.Module) -> Tensor:
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    assert norm.running_var is not None
+    with torch.no_grad():
+        gain = torch.rsqrt(norm.running_var + norm.eps)
+        return gain * norm.weight if norm.weight is not None else gain

@@ -1,0 +1,306 @@
+"""Pruners of whole structures (filters, channels, rows): those of least norm first.
+
+What a structure is, and how they are ranked, is in `pruning.ranking`.
+Knows nothing about when they are called, how masks are applied, or physical removal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from distiller.errors import DistillerError
+from distiller.interfaces import StepContext
+from distiller.names import named_parameters
+from distiller.norms import Norm, l1_norm, l2_norm
+from distiller.pruning.automated_gradual import SparsityTargetPruner
+from distiller.pruning.criteria import refuse_nan
+from distiller.pruning.ranking import (
+    check_structure_type,
+    count_structures,
+    expand_structures,
+    ranked_structure_mask,
+    ranked_structures,
+)
+from distiller.pruning.schedule import ConstantSparsity, GradualSparsity, SparsitySchedule
+from distiller.pruning.settings import is_listed, naming
+from distiller.registry import PRUNERS
+
+__all__ = [
+    "L1RankedStructureParameterPruner",
+    "L1RankedStructureParameterPruner_AGP",
+    "L2RankedStructureParameterPruner",
+    "L2RankedStructureParameterPruner_AGP",
+    "RankedStructurePruner",
+]
+
+
+class RankedStructurePruner(SparsityTargetPruner):
+    """Prunes the structures of least norm of each of its weights.
+
+    Args:
+        name: the instance's name in the schedule.
+        group_type: what a structure is: '3D' or 'Filters', 'Channels', 'Rows'.
+        weights: parameter names and shell patterns, or a single one.
+        sparsity: the fraction of structures to prune when.
+        group_dependency: 'Leader': the first of the weights is ranked, and the same structures go in all
+            of them; each must have as many. None: each is ranked by itself.
+        group_size: how many neighbouring structures stand or fall together.
+        rounding_fn: from the number of structures (groups) to prune, a float, to a whole number.
+
+    Raises:
+        DistillerError: an argument out of range, or no weights.
+    """
+
+    norm: ClassVar[Norm]
+
+    def __init__(
+        self,
+        name: str,
+        group_type: str,
+        weights: list[str] | str,
+        sparsity: SparsitySchedule,
+        group_dependency: str | None,
+        group_size: int = 1,
+        rounding_fn: Callable[[float], int] = math.floor,
+    ) -> None:
+        super().__init__(name, weights, sparsity)
+        check_structure_type(group_type)
+        if group_dependency not in (None, "Leader"):
+            raise DistillerError(f"group_dependency must be 'Leader' or left out, got '{group_dependency}'")
+        if group_size < 1:
+            raise DistillerError(f"group_size must be 1 or more, got {group_size}")
+        self.group_type = group_type
+        self.group_dependency = group_dependency
+        self._counting: dict[str, Any] = {"group_size": group_size, "rounding_fn": rounding_fn}
+
+    @classmethod
+    def rank_and_prune_filters(
+        cls,
+        fraction_to_prune: float,
+        param: Tensor,
+        param_name: str | None = None,
+        zeros_mask_dict: Mapping[str, Any] | None = None,
+        *,
+        binary_map: Tensor | None = None,
+        group_size: int = 1,
+        rounding_fn: Callable[[float], int] = math.floor,
+    ) -> Tensor:
+        """Rank filters and set their mask, as in Distiller; arguments of `rank_and_prune_channels`."""
+        return cls._rank_and_prune(
+            "Filters",
+            fraction_to_prune,
+            param,
+            param_name,
+            zeros_mask_dict,
+            binary_map,
+            group_size,
+            rounding_fn,
+        )
+
+    @classmethod
+    def rank_and_prune_channels(
+        cls,
+        fraction_to_prune: float,
+        param: Tensor,
+        param_name: str | None = None,
+        zeros_mask_dict: Mapping[str, Any] | None = None,
+        *,
+        binary_map: Tensor | None = None,
+        group_size: int = 1,
+        rounding_fn: Callable[[float], int] = math.floor,
+    ) -> Tensor:
+        """Rank input channels by the class's norm and set their mask, as in Distiller.
+
+        Args:
+            fraction_to_prune: 0..1.
+            param: the weights, (out, in, ...).
+            param_name: whose entry in `zeros_mask_dict` gets the mask.
+            zeros_mask_dict: entries with an attribute `mask`, by parameter name; None to rank only.
+            binary_map: a result of an earlier call, to be used instead of ranking.
+            group_size: how many neighbouring channels stand or fall together.
+            rounding_fn: from the number of groups to prune, a float, to a whole number.
+
+        Returns:
+            One value per channel, dtype of `param`: 1 for a channel that stays.
+
+        Raises:
+            DistillerError: as `ranked_structures`.
+        """
+        return cls._rank_and_prune(
+            "Channels",
+            fraction_to_prune,
+            param,
+            param_name,
+            zeros_mask_dict,
+            binary_map,
+            group_size,
+            rounding_fn,
+        )
+
+    @classmethod
+    def _rank_and_prune(
+        cls,
+        group_type: str,
+        fraction: float,
+        param: Tensor,
+        param_name: str | None,
+        zeros_mask_dict: Mapping[str, Any] | None,
+        binary_map: Tensor | None,
+        group_size: int,
+        rounding_fn: Callable[[float], int],
+    ) -> Tensor:
+        if binary_map is None:
+            stay = ranked_structures(
+                param, group_type, fraction, cls.norm, group_size=group_size, rounding_fn=rounding_fn
+            )
+            binary_map = stay.to(param.dtype)
+        if zeros_mask_dict is not None and param_name is not None:
+            zeros_mask_dict[param_name].mask = expand_structures(binary_map, param, group_type)
+        return binary_map
+
+    def _masks(self, params: Mapping[str, Tensor], ctx: StepContext) -> dict[str, Tensor]:
+        if self.group_dependency == "Leader":
+            return self._masks_of_leader(params, ctx)
+        fraction = self.sparsity.at(ctx)
+        masks: dict[str, Tensor] = {}
+        for param_name, param in params.items():
+            with naming(self.name, param_name):
+                masks[param_name] = ranked_structure_mask(
+                    param, self.group_type, fraction, self.norm, **self._counting
+                )
+        return masks
+
+    def _masks_of_leader(self, params: Mapping[str, Tensor], ctx: StepContext) -> dict[str, Tensor]:
+        if not params:
+            return {}
+        leader_name, leader = self._leader(params, ctx)
+        with naming(self.name, leader_name):
+            stay = ranked_structures(
+                leader, self.group_type, self.sparsity.at(ctx), self.norm, **self._counting
+            )
+        masks: dict[str, Tensor] = {}
+        for param_name, param in params.items():
+            with naming(self.name, param_name):
+                refuse_nan(param)
+                count = count_structures(param, self.group_type)
+                if count != stay.numel():
+                    raise DistillerError(
+                        f"with group_dependency 'Leader' all weights must have as many {self.group_type} as "
+                        f"the first, '{leader_name}' with {stay.numel()}, got {count}; "
+                        "give it a pruner of its own"
+                    )
+                masks[param_name] = expand_structures(stay, param, self.group_type)
+        return masks
+
+    def _leader(self, params: Mapping[str, Tensor], ctx: StepContext) -> tuple[str, Tensor]:
+        """The first of the weights: among `params`, or in the model when only others are asked for."""
+        first = self.weights[:1]
+        for name, param in (*params.items(), *named_parameters(ctx.model)):
+            if is_listed(name, first):
+                return name, param
+        raise DistillerError(f"pruner '{self.name}': no parameter '{first[0]}' to lead the others")
+
+
+class _ConstantRankedStructurePruner(RankedStructurePruner):
+    def __init__(
+        self,
+        name: str,
+        group_type: Literal["3D", "Filters", "Channels", "Rows"],
+        desired_sparsity: float,
+        weights: list[str] | str,
+        group_dependency: Literal["Leader"] | None = None,
+        *,
+        group_size: int = 1,
+        rounding_fn: Callable[[float], int] = math.floor,
+    ) -> None:
+        super().__init__(
+            name,
+            group_type,
+            weights,
+            ConstantSparsity(desired_sparsity),
+            group_dependency,
+            group_size,
+            rounding_fn,
+        )
+
+
+class _GradualRankedStructurePruner(RankedStructurePruner):
+    def __init__(
+        self,
+        name: str,
+        initial_sparsity: float,
+        final_sparsity: float,
+        group_type: Literal["3D", "Filters", "Channels", "Rows"],
+        weights: list[str] | str,
+        group_dependency: Literal["Leader"] | None = None,
+    ) -> None:
+        super().__init__(
+            name, group_type, weights, GradualSparsity(initial_sparsity, final_sparsity), group_dependency
+        )
+
+
+@PRUNERS.register
+class L1RankedStructureParameterPruner(_ConstantRankedStructurePruner):
+    """Prunes a fraction of the structures of each weight, those of least mean magnitude first.
+
+    Args:
+        name: the instance's name in the schedule.
+        group_type: what a structure is: '3D' or 'Filters', 'Channels', 'Rows'.
+        desired_sparsity: the fraction of structures to prune, 0..1; all of them only if it is 1.
+        weights: parameter names and shell patterns, or a single one.
+        group_dependency: 'Leader' to rank the first of the weights for all of them.
+        group_size: how many neighbouring structures stand or fall together, default 1.
+        rounding_fn: from the number of structures (groups) to prune, a float, to a whole number.
+
+    Raises:
+        DistillerError: an argument out of range.
+
+    Source: Li et al., "Pruning Filters for Efficient ConvNets" (arXiv 1608.08710), section 3.1.
+    """
+
+    norm = l1_norm
+
+
+@PRUNERS.register
+class L2RankedStructureParameterPruner(_ConstantRankedStructurePruner):
+    """Prunes a fraction of the structures of each weight, those of least Euclidean norm first.
+
+    Arguments and errors are those of `L1RankedStructureParameterPruner`.
+    """
+
+    norm = l2_norm
+
+
+@PRUNERS.register
+class L1RankedStructureParameterPruner_AGP(_GradualRankedStructurePruner):
+    """Prunes the structures of least mean magnitude, more of them from epoch to epoch (`agp_sparsity`).
+
+    Args:
+        name: the instance's name in the schedule.
+        initial_sparsity: the fraction of structures at the policy's first epoch, in [0, 1).
+        final_sparsity: the fraction of structures at its last active epoch, in [0, 1).
+        group_type: what a structure is: '3D' or 'Filters', 'Channels', 'Rows'.
+        weights: parameter names and shell patterns, or a single one.
+        group_dependency: 'Leader' to rank the first of the weights for all of them.
+
+    Raises:
+        DistillerError: an argument out of range.
+
+    Source: Li et al. (arXiv 1608.08710) for the ranking, Zhu and Gupta (arXiv 1710.01878) for the rate.
+    """
+
+    norm = l1_norm
+
+
+@PRUNERS.register
+class L2RankedStructureParameterPruner_AGP(_GradualRankedStructurePruner):
+    """Prunes the structures of least Euclidean norm, more of them from epoch to epoch (`agp_sparsity`).
+
+    Arguments and errors are those of `L1RankedStructureParameterPruner_AGP`.
+    """
+
+    norm = l2_norm

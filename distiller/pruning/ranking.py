@@ -1,0 +1,128 @@
+"""Ranking structures (filters, channels, rows) of a tensor by norm, the least first.
+
+    group_type   | one structure                        | tensors
+    3D, Filters  | w[i]: what makes one output          | 2-D and more
+    Channels     | w[:, j]: what reads one input        | 2-D and more
+    Rows         | w[:, j]: what reads one input        | 2-D (out, in); Distiller's name, of the transpose
+
+Knows nothing about parameter names, pruners or training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor
+
+from distiller.errors import DistillerError, did_you_mean
+from distiller.norms import Norm, l1_norm
+from distiller.pruning.criteria import expand_group_map, group_count, group_magnitudes, lowest, snap
+from distiller.pruning.settings import check_fraction
+
+__all__ = [
+    "check_structure_type",
+    "count_structures",
+    "expand_structures",
+    "ranked_structure_mask",
+    "ranked_structures",
+]
+
+
+def ranked_structures(
+    param: Tensor,
+    group_type: str,
+    fraction: float,
+    norm: Norm = l1_norm,
+    *,
+    group_size: int = 1,
+    rounding_fn: Callable[[float], int] = math.floor,
+) -> Tensor:
+    """Which structures of a tensor stay when the ones of least magnitude go.
+
+    The magnitude of a structure is its norm divided by its number of elements. Of N structures exactly
+    n = rounding_fn(fraction * N) go, of equal ones those of lower index; never all of them unless
+    fraction is 1. With group_size g, each g neighbouring structures stand or fall together by the mean of
+    their magnitudes, and n = g * rounding_fn(fraction * N / g).
+
+    Args:
+        param: the weights, of the dimensions that the group type wants (table above).
+        group_type: '3D', 'Filters', 'Channels' or 'Rows'.
+        fraction: how much is to go, 0..1.
+        norm: what measures a structure.
+        group_size: how many neighbours make one group; divides N.
+        rounding_fn: from the number of groups to prune, a float, to a whole number.
+
+    Returns:
+        Booleans, shape (N,), True for a structure that stays.
+
+    Raises:
+        DistillerError: an unknown group type, a fraction out of range, a tensor of the wrong
+            dimensions, a group size that does not divide N, or NaN.
+    """
+    check_fraction("fraction", fraction, one_allowed=True)
+    magnitudes = group_magnitudes(param, _criteria_group(group_type, param), norm)
+    if magnitudes.numel() % group_size:
+        raise DistillerError(
+            f"group_size must divide the {magnitudes.numel()} {group_type}, got {group_size}"
+        )
+    magnitudes = magnitudes.view(-1, group_size).mean(dim=1)
+    count = int(rounding_fn(snap(fraction * magnitudes.numel())))
+    most = magnitudes.numel() - (0 if fraction == 1 else 1)
+    return ~lowest(magnitudes, min(count, most)).repeat_interleave(group_size)
+
+
+def ranked_structure_mask(
+    param: Tensor,
+    group_type: str,
+    fraction: float,
+    norm: Norm = l1_norm,
+    *,
+    group_size: int = 1,
+    rounding_fn: Callable[[float], int] = math.floor,
+) -> Tensor:
+    """The mask of a tensor without its structures of least magnitude; arguments of `ranked_structures`."""
+    stay = ranked_structures(
+        param, group_type, fraction, norm, group_size=group_size, rounding_fn=rounding_fn
+    )
+    return expand_structures(stay, param, group_type)
+
+
+def expand_structures(stay: Tensor, param: Tensor, group_type: str) -> Tensor:
+    """The mask of a tensor that keeps the structures marked in `stay`, shape (N,).
+
+    Raises:
+        DistillerError: an unknown group type, or another number of structures.
+    """
+    return expand_group_map(stay, param, _criteria_group(group_type, param))
+
+
+def count_structures(param: Tensor, group_type: str) -> int:
+    """How many structures a tensor has.
+
+    Raises:
+        DistillerError: an unknown group type, or a tensor of the wrong dimensions.
+    """
+    return group_count(param, _criteria_group(group_type, param))
+
+
+def check_structure_type(group_type: str) -> None:
+    """Raise a DistillerError unless `group_type` is one of the table above."""
+    if group_type not in _GROUPS:
+        raise DistillerError(
+            f"group_type must be one of {', '.join(_GROUPS)}, got '{group_type}'"
+            + did_you_mean(group_type, _GROUPS)
+        )
+
+
+_GROUPS = {"3D": "Filters", "Filters": "Filters", "Channels": "Channels", "Rows": "Cols"}
+
+
+def _criteria_group(group_type: str, param: Tensor) -> str:
+    """The group type of `pruning.criteria` for a structure."""
+    check_structure_type(group_type)
+    if group_type == "Rows" and param.dim() != 2:
+        raise DistillerError(
+            f"group_type 'Rows' wants a tensor of 2 dimensions, got shape {tuple(param.shape)}"
+        )
+    return _GROUPS[group_type]

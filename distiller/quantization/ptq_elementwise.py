@@ -1,0 +1,67 @@
+"""Additions, multiplications, concatenations and matrix products after post-training quantization.
+
+Addition and concatenation bring their inputs to the output's scale; the rounding is done once, on
+the result. A product's accumulator has the product of the inputs' scales.
+Knows nothing about models or statistics files.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from distiller.quantization.ptq_layers import RangeLinearQuantWrapper
+
+
+class _SameScaleWrapper(RangeLinearQuantWrapper):
+    """An operation on inputs that were brought to the output's scale."""
+
+    def compute(self, *inputs: Tensor) -> Tensor:  # type: ignore[override]
+        """The operation's real result."""
+        grids = self.input_grids
+        return self.wrapped_module(
+            *(self.rescaled(x, grids[i].scale) if i in grids else x for i, x in enumerate(inputs))
+        )
+
+
+class RangeLinearQuantConcatWrapper(_SameScaleWrapper):
+    """`distiller.modules.Concat`: inputs at the output's scale, joined."""
+
+
+class RangeLinearQuantEltwiseAddWrapper(_SameScaleWrapper):
+    """`distiller.modules.EltwiseAdd`: inputs at the output's scale, added."""
+
+
+class _ProductWrapper(RangeLinearQuantWrapper):
+    """An operation whose accumulator sums products of the inputs."""
+
+    def compute(self, *inputs: Tensor) -> Tensor:  # type: ignore[override]
+        """The accumulator's real values."""
+        largest = self._products_summed(inputs[0]) * math.prod(
+            grid.largest_level for grid in self.input_grids.values()
+        )
+        accumulator = self.saturated(self.wrapped_module(*inputs), largest)
+        return self.rescaled(accumulator, self.accum_scale())
+
+    def _products_summed(self, first: Tensor) -> int:
+        return 1
+
+
+class RangeLinearQuantEltwiseMultWrapper(_ProductWrapper):
+    """`distiller.modules.EltwiseMult`."""
+
+
+class RangeLinearQuantMatmulWrapper(_ProductWrapper):
+    """`distiller.modules.Matmul` and `BatchMatmul`."""
+
+    def _products_summed(self, first: Tensor) -> int:
+        return first.shape[-1]
+
+
+__all__ = [
+    "RangeLinearQuantConcatWrapper",
+    "RangeLinearQuantEltwiseAddWrapper",
+    "RangeLinearQuantEltwiseMultWrapper",
+    "RangeLinearQuantMatmulWrapper",
+]

@@ -1,0 +1,314 @@
+"""What every quantizer shares: which layer gets how many bits, and replacing layers, once.
+
+`overrides` maps a layer's name, or a regular expression that matches whole names, to settings for
+those layers. A key that is a layer's exact name wins; among patterns the first that matches does.
+Knows nothing about how a layer is quantized.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from distiller.errors import QuantizationError, UnknownNameError, did_you_mean
+from distiller.names import canonical, find_module, named_modules, owner, strip_wrappers, unwrap
+from distiller.quantization.affine import check_bits
+from distiller.registry import QUANTIZERS
+
+BITS_KEYS = ("bits_activations", "bits_weights", "bits_bias")
+_OLD_KEYS = {"acts": "bits_activations", "wts": "bits_weights", "bias": "bits_bias"}
+_OPAQUE = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+_PARAMETER_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding)
+
+
+class QBits(NamedTuple):
+    """Bits of a layer's activations, weights and bias; None where it is not quantized."""
+
+    acts: int | None = None
+    wts: int | None = None
+    bias: int | None = None
+
+
+class Quantizer(ABC):
+    """Replaces layers of a model by quantized ones.
+
+    A subclass fills `replacement_factory` (by type, looked up along the class's bases) and
+    `default_replacement_fn` (other layers) with functions
+    `(module, name, qbits, **overrides) -> module or None`; None keeps the layer as it is.
+
+    Args:
+        model: the model, changed in place by `prepare_model`.
+        bits_activations: default width of activations, 2 to 16; 0 or None leaves them in floating point.
+        bits_weights: default width of weights, alike.
+        bits_bias: default width of biases, 2 to 32, or 0 or None.
+        overrides: by layer name or pattern, `bits_activations`, `bits_weights`, `bits_bias` and
+            what the subclass takes.
+
+    Attributes:
+        module_qbits_map: bits of each layer, by canonical name.
+        module_overrides_map: its other settings.
+        modules_processed: layer -> (name, what replaced it or None), after `prepare_model`.
+
+    Raises:
+        QuantizationError: bits out of range, or overrides of the wrong form.
+        UnknownNameError: an override matches no layer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        bits_activations: int | None = None,
+        bits_weights: int | None = None,
+        bits_bias: int | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.overrides = _checked_overrides(overrides)
+        default = {"bits_activations": bits_activations, "bits_weights": bits_weights, "bits_bias": bits_bias}
+        self.default_qbits = _qbits(default, "")
+        self.layers = leaf_modules(model)
+        self.override_keys = match_overrides(self.overrides, list(self.layers), _containers(model))
+        self.module_qbits_map: dict[str, QBits] = {}
+        self.module_overrides_map: dict[str, dict[str, Any]] = {}
+        for name, module in self.layers.items():
+            given = self.overrides.get(self.override_keys.get(name, ""), {})
+            bits = _qbits({**default, **{key: given[key] for key in BITS_KEYS if key in given}}, name)
+            self.module_qbits_map[name] = bits if isinstance(module, _PARAMETER_LAYERS) else QBits(bits.acts)
+            self.module_overrides_map[name] = {k: v for k, v in given.items() if k not in BITS_KEYS}
+        self.replacement_factory: dict[type[nn.Module], Callable[..., nn.Module | None]] = {}
+        self.default_replacement_fn: Callable[..., nn.Module | None] | None = None
+        self.replacement_blacklist: tuple[type[nn.Module], ...] = ()
+        self.modules_processed: OrderedDict[nn.Module, tuple[str, nn.Module | None]] = OrderedDict()
+        self.is_prepared = False
+
+    def prepare_model(self, dummy_input: Any = None) -> None:
+        """Replace the layers.
+
+        Leaves the description from which `rebuild_quantized` does the same to another copy of the
+        model in `model.quantizer_metadata`.
+
+        Args:
+            dummy_input: an input of the model, or a tuple of them, where the quantizer runs it.
+
+        Raises:
+            QuantizationError: called a second time, or the model cannot be quantized as asked.
+        """
+        if self.is_prepared:
+            raise QuantizationError("prepare_model: the model is prepared already; a quantizer does it once")
+        self.is_prepared = True
+        self._before_replacement(dummy_input)
+        self._replace_layers()
+        self._after_replacement(dummy_input)
+        unwrap(self.model).quantizer_metadata = {  # type: ignore[assignment]
+            "class": type(self).__name__,
+            "params": self.settings(),
+            "input_shape": _shape(dummy_input),
+        }
+
+    @abstractmethod
+    def quantize_params(self) -> None:
+        """Quantize the weights from their full-precision copies."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments except the model, as plain data."""
+
+    def quantizer_metadata(self) -> dict[str, Any]:
+        """`class`, `params` and `input_shape`: plain data for `rebuild_quantized`.
+
+        Raises:
+            QuantizationError: the model is not prepared yet.
+        """
+        metadata = getattr(unwrap(self.model), "quantizer_metadata", None)
+        if not self.is_prepared or metadata is None:
+            raise QuantizationError("quantizer_metadata: call prepare_model first")
+        return metadata
+
+    def _before_replacement(self, dummy_input: Any) -> None:
+        """What is done to the whole model first."""
+
+    def _after_replacement(self, dummy_input: Any) -> None:
+        """What is done to the whole model afterwards."""
+
+    def _replacement_fn(self, module: nn.Module) -> Callable[..., nn.Module | None] | None:
+        for cls in type(module).__mro__:
+            if cls in self.replacement_factory:
+                return self.replacement_factory[cls]
+        return self.default_replacement_fn
+
+    def _replace_layers(self) -> None:
+        inner = unwrap(self.model)
+        for name in self.layers:
+            module = find_module(inner, name)
+            if isinstance(module, self.replacement_blacklist):
+                continue
+            replace, overrides = self._replacement_fn(module), self.module_overrides_map[name]
+            replacement = replace(module, name, self.module_qbits_map[name], **overrides) if replace else None
+            self.modules_processed[module] = (name, replacement)
+        self._put_in_place()
+
+    def _put_in_place(self) -> None:
+        """Set each replacement at every name of its layer."""
+        inner = unwrap(self.model)
+        for raw, module in list(inner.named_modules(remove_duplicate=False)):
+            name, replacement = self.modules_processed.get(module, ("", None))
+            if replacement is None:
+                continue
+            own_name = canonical(raw, inner)
+            if own_name != name:
+                warnings.warn(f"Module '{own_name}' references to same module as '{name}'.", stacklevel=4)
+            parent, _, child = raw.rpartition(".")
+            setattr(inner.get_submodule(parent), child, replacement)
+
+
+def rebuild_quantized(model: nn.Module, metadata: Mapping[str, Any]) -> Quantizer:
+    """Prepare a floating-point model as another one was, so that its `state_dict` fits.
+
+    Args:
+        model: the model as it was before quantization; changed in place.
+        metadata: the other model's `quantizer_metadata`.
+
+    Raises:
+        UnknownNameError: no such quantizer is registered.
+        QuantizationError: the description is not one, or does not fit the model.
+    """
+    try:
+        name, params, shape = metadata["class"], metadata["params"], metadata["input_shape"]
+    except KeyError as error:
+        raise QuantizationError(f"quantizer_metadata: has no {error}; it is not of this library") from error
+    quantizer = QUANTIZERS.look_up(name)(model, **params)
+    quantizer.prepare_model(_zeros(shape, model))
+    return quantizer
+
+
+def leaf_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules without children of their own, by canonical name; shared ones once.
+
+    Attention and transformer layers of torch.nn count as one: they read their children's weights
+    past the children.
+    """
+    containers = _containers(model)
+    opaque = tuple(f"{name}." for name, module in named_modules(unwrap(model)) if isinstance(module, _OPAQUE))
+    return {
+        name: module
+        for name, module in named_modules(unwrap(model))
+        if (name not in containers or isinstance(module, _OPAQUE)) and not name.startswith(opaque)
+    }
+
+
+def match_overrides(
+    overrides: Mapping[str, Any], layers: list[str], containers: set[str] | frozenset[str] = frozenset()
+) -> dict[str, str]:
+    """Which key of `overrides` holds for which layer.
+
+    Args:
+        overrides: keys are exact names or regular expressions that match whole names, with or
+            without `module.`.
+        layers: canonical names.
+        containers: names of modules that are not layers, for messages.
+
+    Returns:
+        Layer name -> key, for the layers that have one.
+
+    Raises:
+        QuantizationError: a key is no regular expression.
+        UnknownNameError: keys that match no layer, one a line.
+    """
+    exact: dict[str, str] = {}
+    by_pattern: dict[str, str] = {}
+    faults: dict[str, str] = {}
+    for key in overrides:
+        plain = key if key in layers else strip_wrappers(key)
+        if plain in layers:
+            exact[plain] = key
+            continue
+        pattern = _compiled(key)
+        found = [name for name in layers if pattern.fullmatch(name)]
+        if not found:
+            faults[key] = _unmatched(key, pattern, layers, containers)
+        for name in found:
+            by_pattern.setdefault(name, key)
+    if faults:
+        raise UnknownNameError("\n".join(faults.values()), faults=faults)
+    return {name: (exact.get(name) or by_pattern[name]) for name in layers if name in exact or name in by_pattern}
+
+
+def _compiled(key: str) -> re.Pattern[str]:
+    try:
+        return re.compile(re.sub(r"^module\\?\.", "", key))
+    except re.error as error:
+        raise QuantizationError(
+            f"overrides: '{key}' is neither a layer's name nor a regular expression: {error}"
+        ) from error
+
+
+def _unmatched(
+    key: str, pattern: re.Pattern[str], layers: list[str], containers: set[str] | frozenset[str]
+) -> str:
+    inside = [name for name in sorted(containers) if name and pattern.fullmatch(name)]
+    if inside:
+        return (
+            f"overrides: '{key}' matches no layer, only what contains layers ('{inside[0]}'); "
+            f"write '{key}\\..*' for all layers in it"
+        )
+    return f"overrides: '{key}' matches no layer of the model{did_you_mean(strip_wrappers(key), layers)}"
+
+
+def _containers(model: nn.Module) -> set[str]:
+    names = [name for name, _ in named_modules(unwrap(model)) if name]
+    return {owner(name) for name in names}
+
+
+def _checked_overrides(overrides: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    if overrides is None:
+        return {}
+    if not isinstance(overrides, Mapping):
+        raise QuantizationError(
+            f"overrides: must map layer names or patterns to settings, got {type(overrides).__name__}"
+        )
+    checked: dict[str, dict[str, Any]] = {}
+    for key, settings in overrides.items():
+        if not isinstance(key, str) or not isinstance(settings, Mapping):
+            raise QuantizationError(f"overrides[{key!r}]: must be a mapping of settings, got {settings!r}")
+        for old, new in _OLD_KEYS.items():
+            if old in settings:
+                raise QuantizationError(f"overrides['{key}']: key '{old}' is called '{new}' now")
+        checked[key] = dict(settings)
+    return checked
+
+
+def _qbits(given: Mapping[str, Any], name: str) -> QBits:
+    prefix = f"{name}: " if name else ""
+    bias = given["bits_bias"]
+    if bias is not None and (isinstance(bias, bool) or not isinstance(bias, int) or bias not in (0, *range(2, 33))):
+        raise QuantizationError(f"{prefix}bits_bias: must be 2 to 32 bits, or 0 or null, got {bias!r}")
+    return QBits(
+        check_bits(given["bits_activations"], f"{prefix}bits_activations"),
+        check_bits(given["bits_weights"], f"{prefix}bits_weights"),
+        bias or None,
+    )
+
+
+def _shape(dummy_input: Any) -> Any:
+    if dummy_input is None:
+        return None
+    if isinstance(dummy_input, Tensor):
+        return tuple(dummy_input.shape)
+    return tuple(_shape(item) for item in dummy_input)
+
+
+def _zeros(shape: Any, model: nn.Module) -> Any:
+    if shape is None:
+        return None
+    if shape and isinstance(shape[0], int):
+        some_parameter = next(model.parameters(), None)
+        return torch.zeros(shape, device=None if some_parameter is None else some_parameter.device)
+    return tuple(_zeros(item, model) for item in shape)

@@ -1,0 +1,133 @@
+"""What a class accepts from a schedule, read off its constructor and checked by pydantic.
+
+The class never sees the schedule. Parameters that the schedule's reader supplies itself
+(`model`, `optimizer`, ...) are left out. Knows nothing about YAML or registries.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from distiller.errors import did_you_mean
+
+INJECTED = ("model", "optimizer", "name", "last_epoch")
+
+
+@cache
+def settings_model(factory: Callable[..., Any]) -> type[BaseModel]:
+    """A pydantic model with a field for each keyword that `factory` takes from a schedule."""
+    hints = _hints(factory.__init__ if inspect.isclass(factory) else factory)
+    fields: dict[str, Any] = {}
+    extra = "forbid"
+    for index, parameter in enumerate(_parameters(factory)):
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            extra = "allow"
+        elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL and parameter.name not in INJECTED:
+            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            annotation = _as_yaml(hints.get(parameter.name, Any), default)
+            fields[f"f{index}"] = (annotation, Field(default, alias=parameter.name))
+    config = ConfigDict(extra=extra, strict=True, arbitrary_types_allowed=True)  # type: ignore[typeddict-item]
+    return create_model(getattr(factory, "__name__", "settings"), __config__=config, **fields)
+
+
+def injected(factory: Callable[..., Any]) -> frozenset[str]:
+    """Which of `INJECTED` the factory takes."""
+    return frozenset(parameter.name for parameter in _parameters(factory)).intersection(INJECTED)
+
+
+def check_settings(
+    factory: Callable[..., Any], settings: Mapping[str, Any]
+) -> list[tuple[tuple[str | int, ...], str]]:
+    """What is wrong with `settings` as keywords of `factory`: (path within them, text) for each fault."""
+    model = settings_model(factory)
+    accepted = [str(field.alias) for field in model.model_fields.values()]
+    try:
+        model.model_validate(dict(settings))
+    except ValidationError as error:
+        faults: dict[tuple[str | int, ...], str] = {}
+        for detail in error.errors(include_url=False, include_context=False):
+            path = _path(detail["loc"], settings)
+            text = _text(detail, factory, accepted)
+            faults[path] = (
+                f"{faults[path]}, or {text}" if path in faults and text not in faults[path] else text
+            )
+        return list(faults.items())
+    return []
+
+
+def _parameters(factory: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(factory).parameters.values())
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """Type hints by parameter; {} where one names a type that cannot be seen from here."""
+    names = {name: getattr(collections.abc, name) for name in collections.abc.__all__}  # torch hides its imports
+    try:
+        return typing.get_type_hints(function, localns=names)
+    except NameError:
+        return {}
+
+
+def _as_yaml(annotation: Any, default: Any) -> Any:
+    """An annotation in the types that YAML gives: sequences are lists, mappings dicts."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (collections.abc.Iterable, collections.abc.Sequence, tuple, list):
+        items = [arg for arg in args if arg is not Ellipsis]
+        return list[_as_yaml(items[0], ...)] if items else list  # type: ignore[misc]
+    if origin in (collections.abc.Mapping, collections.abc.MutableMapping, dict):
+        return dict[args[0], _as_yaml(args[1], ...)] if args else dict  # type: ignore[misc]
+    if origin in (typing.Union, types.UnionType):
+        return typing.Union[tuple(_as_yaml(arg, ...) for arg in args)]  # noqa: UP007 - built at run time
+    if annotation is float and default is None:
+        return float | None
+    return annotation
+
+
+def _path(location: tuple[str | int, ...], settings: Mapping[str, Any]) -> tuple[str | int, ...]:
+    """The part of pydantic's location that leads into the data; the rest names types of a union."""
+    found: list[str | int] = []
+    value: Any = settings
+    for part in location:
+        if isinstance(value, Mapping) and (part in value or not found):
+            value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        else:
+            continue
+        found.append(part)
+    return tuple(found)
+
+
+_WANTED = {
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "list_type": "must be a list",
+    "dict_type": "must be a mapping (name: value)",
+    "none_required": "must be null",
+}
+
+
+def _text(detail: Any, factory: Callable[..., Any], accepted: list[str]) -> str:
+    kind, value = detail["type"], detail["input"]
+    name = getattr(factory, "__name__", str(factory))
+    if kind == "missing":
+        return f"missing; {name} needs it"
+    if kind == "extra_forbidden":
+        key = str(detail["loc"][-1])
+        hint = did_you_mean(key, accepted) or f"; it takes {', '.join(accepted) or 'nothing'}"
+        return f"unknown to {name}{hint}"
+    if kind == "literal_error":
+        return f"{detail['msg'].replace('Input should be', 'must be')}, got {value!r}"
+    return f"{_WANTED.get(kind, detail['msg'].replace('Input should be', 'must be'))}, got {value!r}"

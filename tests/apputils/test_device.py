@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from distiller.apputils.device import choose_device
+from distiller.errors import UsageError
+
+
+def test_the_cpu_overrides_gpus():
+    assert choose_device(None, True, "0,1") == (torch.device("cpu"), None)
+
+
+def test_without_gpus_the_cpu_is_chosen(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device() == (torch.device("cpu"), None)
+
+
+def test_all_gpus_are_chosen_where_there_are_any(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device() == (torch.device("cuda", 0), [0, 1])
+    assert choose_device(gpus="1") == (torch.device("cuda", 1), [1])
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "text"),
+    [
+        ("tpu9", None, "--device tpu9: cannot be used here: "),
+        (None, "a", "--gpus: must be comma-separated numbers, got 'a'"),
+        (None, "7", "--gpus: no GPU 7; this machine has 0. Try --cpu"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(monkeypatch, device, gpus, text):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError) as caught:
+        choose_device(device, gpus=gpus)
+    assert text in str(caught.value)

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from distiller.apputils.training_loop import evaluate, train_epoch
+from distiller.errors import DivergenceError
+from distiller.interfaces import LossComponent, Policy, PolicyLoss
+from distiller.policy import PruningPolicy
+from distiller.scheduler import CompressionScheduler
+from tests.doubles import HalfPruner
+
+
+@pytest.fixture
+def optimizer(tiny_cnn):
+    return torch.optim.SGD(tiny_cnn.parameters(), lr=0.05, momentum=0.9)
+
+
+def test_an_epoch_does_what_a_plain_loop_does(tiny_cnn, tiny_loader, optimizer):
+    import copy
+
+    plain = copy.deepcopy(tiny_cnn)
+    plain_optimizer = torch.optim.SGD(plain.parameters(), lr=0.05, momentum=0.9)
+    plain.train()
+    losses, correct = [], 0
+    for images, labels in tiny_loader:
+        logits = plain(images)
+        loss = nn.functional.cross_entropy(logits, labels)
+        plain_optimizer.zero_grad()
+        loss.backward()
+        plain_optimizer.step()
+        losses.append(loss.item())
+        correct += int((logits.argmax(1) == labels).sum())
+
+    result = train_epoch(tiny_cnn, tiny_loader, optimizer, CompressionScheduler(tiny_cnn), 3)
+    assert tiny_loader.epoch == 3
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(tiny_cnn.state_dict().values(), plain.state_dict().values(), strict=True)
+    )
+    assert result.loss == pytest.approx(sum(losses) / 3)
+    assert result.top1_correct == correct
+    assert result.n == 24
+
+
+def test_masks_are_in_force_in_every_forward_pass(tiny_cnn, tiny_loader, optimizer):
+    scheduler = CompressionScheduler(tiny_cnn)
+    scheduler.add_policy(PruningPolicy(HalfPruner("conv2.weight")), epochs=[0])
+    zeros = []
+    tiny_cnn.conv2.register_forward_pre_hook(lambda m, _: zeros.append((m.weight == 0).float().mean().item()))
+    scheduler.on_epoch_begin(0, optimizer)
+    train_epoch(tiny_cnn, tiny_loader, optimizer, scheduler, 0)
+    assert zeros == [0.5] * 3
+
+
+def test_progress_is_reported_with_the_parts_of_the_loss(tiny_cnn, tiny_loader, optimizer):
+    class Penalty(Policy):
+        def before_backward_pass(self, ctx, loss):
+            return PolicyLoss(loss + 2, (LossComponent("Two", torch.tensor(2.0)),))
+
+    scheduler = CompressionScheduler(tiny_cnn)
+    scheduler.add_policy(Penalty(), epochs=[0])
+    seen = []
+    train_epoch(tiny_cnn, tiny_loader, optimizer, scheduler, 0, report=seen.append)
+    assert [(progress.phase, progress.step, progress.steps) for progress in seen] == [
+        ("train", s, 3) for s in (1, 2, 3)
+    ]
+    assert list(seen[0].components) == ["Objective Loss", "Two"]
+    assert seen[-1].read().loss > 2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_training(tiny_cnn, tiny_loader, optimizer, value):
+    with torch.no_grad():
+        tiny_cnn.fc.bias.fill_(value)
+    with pytest.raises(
+        DivergenceError, match=r"epoch 2, mini-batch 0: the training loss is nan; training stops here"
+    ):
+        train_epoch(tiny_cnn, tiny_loader, optimizer, CompressionScheduler(tiny_cnn), 2, check_every=1)
+
+
+def test_evaluation_leaves_the_model_as_it_was(tiny_cnn, tiny_loader):
+    before = {name: value.clone() for name, value in tiny_cnn.state_dict().items()}
+    tiny_cnn.train()
+    result = evaluate(tiny_cnn, tiny_loader, num_classes=4)
+    assert tiny_cnn.training
+    assert all(torch.equal(before[name], value) for name, value in tiny_cnn.state_dict().items())
+    tiny_cnn.eval()
+    logits = torch.cat([tiny_cnn(images) for images, _ in tiny_loader])
+    labels = torch.cat([labels for _, labels in tiny_loader])
+    assert result.top1_correct == int((logits.argmax(1) == labels).sum())
+    assert result.loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert int(result.confusion.sum()) == 24
+
+
+def test_auxiliary_classifiers_weigh_in_as_in_their_papers(tiny_loader):
+    from collections import namedtuple
+
+    outputs = namedtuple("GoogLeNetOutputs", ["logits", "aux_logits2", "aux_logits1"])
+
+    class WithAuxiliaries(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(64, 4)
+
+        def forward(self, x):
+            logits = self.fc(x.flatten(1))
+            return outputs(logits, 0 * logits, None) if self.training else logits
+
+    model = WithAuxiliaries()
+    images, labels = tiny_loader.batches[0]
+    loss = nn.functional.cross_entropy(model.fc(images.flatten(1)), labels).item()
+    uniform = torch.log(torch.tensor(4.0)).item()
+    tiny_loader.batches = tiny_loader.batches[:1]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    result = train_epoch(model, tiny_loader, optimizer, CompressionScheduler(model), 0)
+    assert result.loss == pytest.approx(loss + 0.3 * uniform, rel=1e-5)

@@ -1,0 +1,253 @@
+"""What every registered pruner must do. A new pruner needs a row in PRUNER_CASES."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import math
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import distiller.pruning  # noqa: F401 - registers the pruners
+from distiller.errors import DistillerError, UnknownNameError
+from distiller.interfaces import EpochWindow, Pruner, StepContext
+from distiller.masks import MaskStore
+from distiller.registry import PRUNERS
+
+NAME = "layer.weight"
+CONV, LINEAR = (8, 6, 3, 3), (8, 6)
+
+
+@dataclass(frozen=True)
+class Case:
+    """How to make a pruner of NAME; the weight's shape; the dims that tell groups apart (None: elements)."""
+
+    settings: dict
+    shape: tuple[int, ...] = CONV
+    group_dims: tuple[int, ...] | None = None
+
+
+def ranked(group_type: str, **rates) -> Case:
+    dim = 0 if group_type in ("3D", "Filters") else 1
+    shape = LINEAR if group_type == "Rows" else CONV
+    return Case({"group_type": group_type, "weights": [NAME], **rates}, shape, (dim,))
+
+
+CONSTANT = [ranked(group, desired_sparsity=0.45) for group in ("3D", "Filters", "Channels", "Rows")]
+GRADUAL = [
+    ranked(group, initial_sparsity=0.1, final_sparsity=0.7) for group in ("Filters", "Channels", "Rows")
+]
+
+PRUNER_CASES: dict[str, list[Case]] = {
+    "MagnitudeParameterPruner": [Case({"thresholds": {NAME: 0.3}})],
+    "SensitivityPruner": [Case({"sensitivities": {NAME: 0.6}})],
+    "SparsityLevelParameterPruner": [Case({"levels": {NAME: 0.37}}), Case({"levels": {"*": 0.5}}, LINEAR)],
+    "AutomatedGradualPruner": [Case({"initial_sparsity": 0.0, "final_sparsity": 0.77, "weights": NAME})],
+    "L1RankedStructureParameterPruner": CONSTANT,
+    "L2RankedStructureParameterPruner": CONSTANT,
+    "L1RankedStructureParameterPruner_AGP": GRADUAL,
+    "L2RankedStructureParameterPruner_AGP": GRADUAL,
+}
+
+every_pruner = pytest.mark.parametrize(
+    ("class_name", "case"),
+    [
+        pytest.param(name, case, id=f"{name}-{case.settings.get('group_type', len(case.shape))}")
+        for name, cases in PRUNER_CASES.items()
+        for case in cases
+    ],
+)
+
+
+class Layer(nn.Module):
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+
+def make(class_name: str, case: Case) -> Pruner:
+    return PRUNERS[class_name](name="the_pruner", **copy.deepcopy(case.settings))
+
+
+def context(weight: Tensor, epoch: int = 7) -> StepContext:
+    model = nn.Module()
+    model.layer = Layer(weight.detach())
+    return StepContext(model, MaskStore(model), None, EpochWindow.spanning(2, 12), epoch)
+
+
+def mask_of(pruner: Pruner, weight: Tensor, epoch: int = 7) -> Tensor:
+    return pruner.compute_masks({NAME: weight}, context(weight, epoch))[NAME]
+
+
+def size_of_group(case: Case) -> int:
+    dims = range(len(case.shape)) if case.group_dims is None else case.group_dims
+    return math.prod(case.shape) // math.prod(case.shape[dim] for dim in dims)
+
+
+def random(case: Case) -> Tensor:
+    return torch.randn(case.shape)
+
+
+WEIGHTS: dict[str, Callable[[Case], Tensor]] = {
+    "random": random,
+    "tied": lambda case: torch.randn(case.shape).sign(),
+    "two values": lambda case: torch.randn(case.shape).round().clamp(0, 1),
+    "all equal": lambda case: torch.full(case.shape, 0.25),
+    "all zero": lambda case: torch.zeros(case.shape),
+    "masked": lambda case: torch.randn(case.shape) * (torch.rand(case.shape) > 0.6),
+    "float16": lambda case: torch.randn(case.shape).half(),
+    "bfloat16": lambda case: torch.randn(case.shape).bfloat16(),
+    "float64": lambda case: torch.randn(case.shape).double(),
+    "channels last": lambda case: (
+        random(case).to(memory_format=torch.channels_last) if len(case.shape) == 4 else random(case)
+    ),
+    "transposed": lambda case: random(case).transpose(0, 1).contiguous().transpose(0, 1),
+    "one element": lambda case: torch.randn([1] * len(case.shape)),
+    "requires grad": lambda case: random(case).requires_grad_(),
+}
+
+every_weight = pytest.mark.parametrize("kind", WEIGHTS)
+
+
+def test_every_registered_pruner_has_a_case():
+    assert set(PRUNER_CASES) == set(PRUNERS)
+
+
+@every_pruner
+@every_weight
+def test_masks_are_0_or_1_of_the_parameters_shape_dtype_device_and_strides(class_name, case, kind):
+    weight = WEIGHTS[kind](case)
+    mask = mask_of(make(class_name, case), weight)
+    assert set(mask.unique().tolist()) <= {0.0, 1.0}
+    assert (mask.shape, mask.dtype, mask.device, mask.stride()) == (
+        weight.shape,
+        weight.dtype,
+        weight.device,
+        weight.stride(),
+    )
+    assert not mask.requires_grad
+
+
+@every_pruner
+@every_weight
+def test_neither_parameters_nor_model_are_changed(class_name, case, kind):
+    weight = WEIGHTS[kind](case)
+    before = weight.detach().clone()
+    ctx = context(weight)
+    in_model = ctx.model.layer.weight.detach().clone()  # type: ignore[union-attr]
+    make(class_name, case).compute_masks({NAME: weight}, ctx)
+    assert torch.equal(weight.detach(), before)
+    assert torch.equal(ctx.model.layer.weight.detach(), in_model)  # type: ignore[union-attr]
+    assert ctx.masks.masked() == {}
+
+
+@every_pruner
+@every_weight
+@pytest.mark.parametrize("epoch", [2, 5, 11])
+def test_sparsity_is_within_one_element_or_group_of_the_target(class_name, case, kind, epoch):
+    weight = WEIGHTS[kind](case)
+    pruner = make(class_name, case)
+    targets = set(pruner.target_sparsity(context(weight, epoch)).values())
+    if not targets:
+        return  # depends on the data
+    (target,) = targets
+    zeros = int((mask_of(pruner, weight, epoch) == 0).sum())
+    group = size_of_group(case) if weight.numel() > 1 else 1
+    assert target * weight.numel() - group < zeros <= target * weight.numel() + 1e-6
+
+
+@every_pruner
+@every_weight
+def test_masks_are_constant_within_groups(class_name, case, kind):
+    weight = WEIGHTS[kind](case)
+    if case.group_dims is None:
+        return
+    (dim,) = case.group_dims
+    groups = mask_of(make(class_name, case), weight).movedim(dim, 0).flatten(1)
+    assert torch.equal(groups, groups[:, :1].expand_as(groups))
+
+
+@every_pruner
+@every_weight
+def test_masks_are_deterministic(class_name, case, kind):
+    weight = WEIGHTS[kind](case)
+    first = mask_of(make(class_name, case), weight)
+    torch.manual_seed(123)
+    assert torch.equal(mask_of(make(class_name, case), weight), first)
+
+
+@every_pruner
+def test_a_resumed_pruner_goes_on_as_if_it_had_not_been_interrupted(class_name, case):
+    pruner, resumed = make(class_name, case), make(class_name, case)
+    weight = random(case)
+    pruned = weight * mask_of(pruner, weight, epoch=2)
+
+    stored = io.BytesIO()
+    torch.save(pruner.state_dict(), stored)
+    stored.seek(0)
+    resumed.load_state_dict(torch.load(stored, weights_only=True))
+
+    for epoch in (3, 7, 11):
+        assert torch.equal(mask_of(resumed, pruned, epoch), mask_of(pruner, pruned, epoch))
+
+
+@every_pruner
+def test_what_is_pruned_stays_pruned_when_the_target_grows(class_name, case):
+    pruner = make(class_name, case)
+    weight = random(case)
+    mask = mask_of(pruner, weight, epoch=2)
+    for epoch in range(3, 12):
+        new = mask_of(pruner, torch.randn(case.shape) * mask, epoch)
+        assert (new <= mask).all()
+        mask = new
+
+
+@every_pruner
+def test_nan_is_refused_naming_pruner_and_parameter(class_name, case):
+    weight = random(case)
+    weight.view(-1)[3] = float("nan")
+    with pytest.raises(DistillerError, match=r"^pruner 'the_pruner', 'layer\.weight': .*NaN"):
+        mask_of(make(class_name, case), weight)
+
+
+@every_pruner
+def test_only_selected_parameters_get_masks(class_name, case):
+    settings = {key: value if key != "levels" else {NAME: 0.5} for key, value in case.settings.items()}
+    pruner = PRUNERS[class_name](name="the_pruner", **settings)
+    weight = random(case)
+    names = ["layer.bias", NAME, "other.layer.weight"]
+    assert pruner.select(names) == (NAME,)
+    assert list(pruner.compute_masks(dict.fromkeys(names, weight), context(weight))) == [NAME]
+
+
+@every_pruner
+def test_a_name_that_the_model_does_not_have_is_refused(class_name, case):
+    if "*" in case.settings.get("levels", {}):
+        return
+    with pytest.raises(UnknownNameError, match=r"no parameter 'layer\.weight' in the model"):
+        make(class_name, case).select(["conv.weight"])
+
+
+@every_pruner
+def test_distillers_set_param_mask_fills_the_entry_of_the_parameter(class_name, case):
+    weight = random(case)
+    ctx = context(weight)
+    pruner = make(class_name, case)
+    pruner.set_param_mask(weight, NAME, ctx.masks, ctx)
+    found = ctx.masks[NAME].mask
+    assert found is not None
+    assert torch.equal(found, mask_of(make(class_name, case), weight))
+
+
+@pytest.mark.parametrize("class_name", PRUNERS)
+def test_constructors_take_the_name_first_and_every_argument_has_a_type(class_name):
+    parameters = list(inspect.signature(PRUNERS[class_name]).parameters)
+    hints = typing.get_type_hints(PRUNERS[class_name].__init__)
+    assert parameters[0] == "name"
+    assert set(parameters) <= set(hints)

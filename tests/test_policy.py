@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from distiller.errors import DistillerError
+from distiller.interfaces import EpochWindow, StepContext
+from distiller.masks import MaskStore
+from distiller.names import resolve_all
+from distiller.policy import LRPolicy, PruningArgs, PruningPolicy, QuantizationPolicy, RegularizationPolicy
+from distiller.scheduler import CompressionScheduler
+from tests.doubles import HalfPruner, train
+
+
+class Ridge:
+    """0.5 * sum(w^2), and a threshold on |w|."""
+
+    def __init__(self, *weights: str, threshold: float | None = None) -> None:
+        self.name = "ridge"
+        self.weights, self.threshold = weights, threshold
+
+    def select(self, param_names):
+        return resolve_all(self.weights, param_names)
+
+    def penalty(self, params):
+        return 0.5 * sum(param.square().sum() for param in params.values())
+
+    def threshold_masks(self, params):
+        if self.threshold is None:
+            return {}
+        return {name: (param.abs() > self.threshold).to(param.dtype) for name, param in params.items()}
+
+
+def context(model, epoch=0, last=0, **more: Any) -> StepContext:
+    return StepContext(model, MaskStore(model), None, EpochWindow(tuple(range(last + 1))), epoch, **more)
+
+
+def test_a_regularizers_penalty_joins_the_loss(tiny_cnn):
+    policy = RegularizationPolicy(Ridge("fc.weight"))
+    result = policy.before_backward_pass(context(tiny_cnn), torch.tensor(1.0))
+    expected = 0.5 * tiny_cnn.fc.weight.square().sum()
+    assert torch.equal(result.overall_loss, 1.0 + expected)
+    assert result.loss_components[0].name == "Ridge_loss"
+    assert torch.equal(result.loss_components[0].value, expected)
+
+
+def test_a_threshold_zeroes_weights_which_may_grow_again(tiny_cnn):
+    ctx = context(tiny_cnn, minibatch=0, minibatches_per_epoch=1)
+    RegularizationPolicy(Ridge("fc.weight", threshold=0.2)).on_minibatch_end(ctx)
+    weight = tiny_cnn.fc.weight.detach()
+    assert (weight == 0).any()
+    assert (weight[weight != 0].abs() > 0.2).all()
+    assert ctx.masks.masked() == {}
+
+
+@pytest.mark.parametrize(("epoch", "minibatch", "kept"), [(0, 1, False), (1, 0, False), (1, 1, True)])
+def test_keep_mask_keeps_the_mask_of_the_very_last_minibatch(tiny_cnn, epoch, minibatch, kept):
+    ctx = context(tiny_cnn, epoch, last=1, minibatch=minibatch, minibatches_per_epoch=2)
+    RegularizationPolicy(Ridge("fc.weight", threshold=0.2), keep_mask=True).on_minibatch_end(ctx)
+    assert ("fc.weight" in ctx.masks.masked()) == kept
+
+
+def test_a_pruners_and_a_regularizers_mask_multiply(tiny_cnn):
+    scheduler = CompressionScheduler(tiny_cnn)
+    scheduler.add_policy(PruningPolicy(HalfPruner("fc.weight")), epochs=[0])
+    scheduler.add_policy(RegularizationPolicy(Ridge("fc.weight", threshold=0.3), keep_mask=True), epochs=[0])
+    train(tiny_cnn, scheduler, range(2))
+    pruned = scheduler.masks["fc.weight"].slots
+    assert set(pruned) == {"pruner", "regularizer ridge"}
+    kept = pruned["pruner"] * pruned["regularizer ridge"]
+    assert torch.equal(tiny_cnn.fc.weight != 0, kept != 0)
+
+
+def test_a_quantizer_prepares_at_once_and_quantizes_after_each_step(tiny_cnn):
+    calls = []
+
+    class Recorder:
+        def prepare_model(self, dummy_input=None):
+            calls.append("prepare")
+
+        def quantize_params(self):
+            calls.append("quantize")
+
+    policy = QuantizationPolicy(Recorder())
+    assert calls == ["prepare", "quantize"]
+    policy.on_minibatch_end(context(tiny_cnn))
+    assert calls == ["prepare", "quantize", "quantize"]
+
+
+def learning_rates(model, policy_of, epochs, **window):
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    scheduler = CompressionScheduler(model)
+    scheduler.add_policy(LRPolicy(policy_of(optimizer)), **window)
+    rates = []
+    for epoch in range(epochs):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.on_epoch_end(epoch, optimizer, {"loss": 1.0, "top1": 10.0})
+    return rates
+
+
+def test_a_learning_rate_is_a_function_of_the_absolute_epoch(tiny_cnn):
+    def step_lr(optimizer):
+        return torch.optim.lr_scheduler.StepLR(optimizer, 4, 0.1)
+
+    rates = learning_rates(tiny_cnn, step_lr, 9, starting_epoch=2, ending_epoch=20)
+    assert rates == pytest.approx([1.0] * 4 + [0.1] * 4 + [0.01])
+    late = learning_rates(tiny_cnn, step_lr, 9, starting_epoch=6, ending_epoch=20)
+    assert late == pytest.approx([1.0] * 7 + [0.1] + [0.01])
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_reduce_on_plateau_watches_loss_or_top1(tiny_cnn, mode):
+    def plateau(optimizer):
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode=mode, factor=0.5, patience=1)
+
+    rates = learning_rates(tiny_cnn, plateau, 5, starting_epoch=0, ending_epoch=20)
+    assert rates == [1.0, 1.0, 1.0, 0.5, 0.5]
+
+
+def test_fold_batchnorm_ranks_by_the_gain_of_the_batch_norm_that_follows(tiny_cnn):
+    seen = {}
+
+    class Noting(HalfPruner):
+        def compute_masks(self, params, ctx):
+            seen.update(params)
+            return super().compute_masks(params, ctx)
+
+    with torch.no_grad():
+        tiny_cnn.bn1.weight.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        tiny_cnn.bn1.running_var.copy_(torch.tensor([4.0, 4.0, 1.0, 1.0]))
+    weights = {name: param.detach().clone() for name, param in tiny_cnn.named_parameters()}
+    policy = PruningPolicy(Noting("conv?.weight"), {"fold_batchnorm": True})
+    policy.on_epoch_begin(context(tiny_cnn))
+    gain = torch.tensor([0.5, 1.0, 3.0, 4.0]).view(4, 1, 1, 1)
+    torch.testing.assert_close(seen["conv1.weight"], weights["conv1.weight"] * gain, rtol=1e-4, atol=0)
+    assert torch.equal(seen["conv2.weight"], weights["conv2.weight"])  # no batch norm follows
+    assert torch.equal(tiny_cnn.conv1.weight, weights["conv1.weight"])
+
+
+def test_fold_batchnorm_needs_the_shape_of_the_input():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    with pytest.raises(DistillerError, match="'fold_batchnorm' needs the shape of the model's input"):
+        PruningPolicy(HalfPruner("0.weight"), {"fold_batchnorm": True}).on_epoch_begin(context(model))
+
+
+def test_levels_replace_the_pruners():
+    class Levelled(HalfPruner):
+        levels: Any = None
+
+    pruner = Levelled("fc.weight")
+    model = nn.Sequential()
+    model.add_module("fc", nn.Linear(2, 2))
+    PruningPolicy(pruner, {"levels": {"*": 0.5}}).on_epoch_begin(context(model))
+    assert pruner.levels == {"*": 0.5}
+    with pytest.raises(DistillerError, match="'levels' is for pruners that have levels; HalfPruner has none"):
+        PruningPolicy(HalfPruner("fc.weight"), {"levels": {"*": 0.5}})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"mask_gradients": True}, "'mask_gradients' needs 'mask_on_forward_only: true'"),
+        ({"mini_batch_pruning_frequency": -1}, "'mini_batch_pruning_frequency' must be 0 or more, got -1"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(arguments, text):
+    with pytest.raises(DistillerError) as caught:
+        PruningArgs(**arguments)
+    assert str(caught.value) == text
