@@ -5,6 +5,7 @@ Knows nothing about what is in them; what the operating system refuses stays an 
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         OSError: the folder is missing or cannot be written.
     """
     path = Path(path)
-    for stale in path.parent.glob(f"{path.name}.*.part"):
+    for stale in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
         if not _is_running(stale.name.split(".")[-2]):
             stale.unlink(missing_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")

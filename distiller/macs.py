@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distiller.names import named_modules, unwrap
+from distiller.names import named_modules, named_parameters, owner, unwrap
 
 
 @dataclass(slots=True)
@@ -34,6 +34,8 @@ class LayerCost:
         name: canonical.
         module: the module.
         macs: of all its calls, those of its submodules left out.
+        weights: elements of its parameters of two and more dimensions, and of those of submodules
+            that it uses without calling them; each parameter once.
         input_shape: of the first tensor of its first call; None when it takes none.
         output_shape: of the first tensor it returned first; None when it returns none.
     """
@@ -41,6 +43,7 @@ class LayerCost:
     name: str
     module: nn.Module
     macs: int = 0
+    weights: int = 0
     input_shape: tuple[int, ...] | None = None
     output_shape: tuple[int, ...] | None = None
 
@@ -58,15 +61,9 @@ def count_macs(model: nn.Module, dummy_input: Any) -> list[LayerCost]:
     model = unwrap(model)
     arguments = dummy_input if isinstance(dummy_input, (tuple, list)) else (dummy_input,)
     ledger = _Ledger(model)
-    # Fused attention is one opaque operation: have it done as the matrix products it stands for.
-    with (
-        evaluation_mode(model),
-        torch.no_grad(),
-        _without_fused_attention(),
-        sdpa_kernel(SDPBackend.MATH),
-        ledger.watching(),
-    ):
+    with evaluation_mode(model), torch.no_grad(), _without_fused_operations(), ledger.watching():
         model(*arguments)
+    ledger.book_weights(model)
     return [cost for cost in ledger.in_order_of_running if cost.macs]
 
 
@@ -105,6 +102,16 @@ class _Ledger:
                     stack.callback(handle.remove)
             stack.enter_context(_CountingMode(self._book))
             yield
+
+    def book_weights(self, model: nn.Module) -> None:
+        """Book each parameter on the innermost module around it that ran."""
+        ran = {cost.name: cost for cost in self.in_order_of_running}
+        for param_name, parameter in named_parameters(model):
+            if parameter.dim() >= 2:
+                name = owner(param_name)
+                while name not in ran:
+                    name = owner(name)
+                ran[name].weights += parameter.numel()
 
     def _enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         cost = self._costs[module]
@@ -160,13 +167,21 @@ _COUNTS: dict[Any, Callable[..., int]] = {
 
 
 @contextmanager
-def _without_fused_attention() -> Iterator[None]:
-    enabled = torch.backends.mha.get_fastpath_enabled()
+def _without_fused_operations() -> Iterator[None]:
+    """Attention and LSTMs as the matrix products they stand for, not as one opaque operation."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    libraries: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
+    enabled = [library.enabled for library in libraries]
     torch.backends.mha.set_fastpath_enabled(False)
+    for library in libraries:
+        library.enabled = False
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for library, before in zip(libraries, enabled, strict=True):
+            library.enabled = before
 
 
 def _first_shape(value: Any) -> tuple[int, ...] | None:

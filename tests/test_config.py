@@ -220,7 +220,7 @@ def test_overlapping_pruners_are_refused(load):
     )
     text += "  - pruner: {instance_name: two}\n    epochs: [9]\n"
     assert faults(load, text.replace("ending_epoch: 10", "ending_epoch: 11")) == [
-        ":29   policies[2]: 'pruner agp' (epochs 0..10) and 'pruner two' (epochs 9..9) both prune 'conv2.weight' "
+        ":30   policies[2]: 'pruner agp' (epochs 0..10) and 'pruner two' (epochs 9..9) both prune 'conv2.weight' "
         "and 1 more; let one end before the other begins"
     ]
 

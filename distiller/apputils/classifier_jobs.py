@@ -27,7 +27,9 @@ from distiller.errors import UsageError
 from distiller.model_summaries import model_summary
 from distiller.names import unwrap
 from distiller.quantization import PostTrainLinearQuantizer
-from distiller.sensitivity import sensitivities_to_png, sensitivity_sweep, sparsity_levels
+from distiller.sensitivity.axes import sparsity_levels
+from distiller.sensitivity.plot import sensitivities_to_png
+from distiller.sensitivity.sweep import sensitivity_sweep
 
 _LOG = logging.getLogger(__name__)
 DEFAULT_CALIBRATION = 0.05
@@ -65,7 +67,7 @@ def run_job(args: Namespace, open_run: Callable[[], Run]) -> ResultsCard | None:
 def summaries(args: Namespace) -> list[str]:
     """The summaries that `--summary` asks for; changes and writes nothing."""
     compressor = ClassifierCompressor(args)
-    return [model_summary(compressor.model, what, (1, *compressor.input_shape)) for what in args.summary]
+    return [model_summary(compressor.model, what) for what in args.summary]
 
 
 def dry_run(args: Namespace) -> str:

@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from distiller.apputils.checkpoint import (
     load_state,
     read_checkpoint,
+    restore_optimizer,
     restore_rng_state,
     save_checkpoint,
 )
@@ -40,7 +41,7 @@ from distiller.apputils.training_loop import evaluate, train_epoch
 from distiller.config import file_config
 from distiller.data_loggers.loggers import EpochRecord, Logger, NullLogger
 from distiller.dataset_facts import infer_dataset
-from distiller.errors import CheckpointError, UsageError
+from distiller.errors import UsageError
 from distiller.model_summaries import total_macs
 from distiller.models import create_model, input_shape_for
 from distiller.names import named_parameters
@@ -70,7 +71,7 @@ class Run:
         """
         if self.folder is None:
             raise UsageError("this job writes files and needs a run folder; pass open_run")
-        return self.run.folder.path
+        return self.folder.path
 
 
 class ClassifierCompressor:
@@ -160,16 +161,12 @@ class ClassifierCompressor:
             return 0
         goes_on = not self.args.reset_optimizer and checkpoint.epoch is not None
         state = dict(checkpoint.scheduler or {"masks": checkpoint.masks})
-        if not goes_on or not scheduler.policies:
-            if state.pop("policies", None) and goes_on:
-                _LOG.warning(
-                    "no --compress: the checkpoint's masks stay in force, its schedule does not go on"
-                )
+        if (not goes_on or not scheduler.policies) and state.pop("policies", None) and goes_on:
+            _LOG.warning("no --compress: the checkpoint's masks stay in force, its schedule does not go on")
         scheduler.load_state_dict(state)
         if not goes_on:
             return 0
-        if checkpoint.optimizer is not None:
-            self._load_optimizer(optimizer, checkpoint.optimizer)
+        restore_optimizer(self.model, checkpoint, optimizer)
         if "tracker" in checkpoint.extras:
             tracker.load_state_dict(checkpoint.extras["tracker"])
         if checkpoint.rng is not None:
@@ -352,21 +349,6 @@ class ClassifierCompressor:
         model = copy.deepcopy(self.model)
         self._dense = (model, self.test(model))
         return self.measure(*self._dense)
-
-    def _load_optimizer(self, optimizer: Optimizer, saved: dict[str, Any]) -> None:
-        kind = type(optimizer).__name__
-        if saved["class"] != kind:
-            raise CheckpointError(
-                f"the checkpoint's optimizer is {saved['class']}, the one asked for is {kind}; resume with "
-                f"--optimizer {saved['class'].lower()}, or begin anew with --reset-optimizer"
-            )
-        try:
-            optimizer.load_state_dict(copy.deepcopy(saved["state_dict"]))
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"the checkpoint's optimizer does not fit the model's parameters: {error}; "
-                "begin anew with --reset-optimizer"
-            ) from error
 
     def _choose_seed(self) -> int:
         if self.args.seed is not None:

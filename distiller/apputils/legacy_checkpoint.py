@@ -10,6 +10,7 @@ unpickler is the second wall. Also maps Distiller's `.pth.tar` to the fields of 
 
 from __future__ import annotations
 
+import errno
 import io
 import pickle
 import pickletools
@@ -79,6 +80,8 @@ def load_plain(path: Path) -> Any:
     except CheckpointError:
         raise
     except OSError as error:
+        if error.errno == errno.EINVAL:  # a damaged archive led to a place outside of the file
+            raise _damaged(path) from error
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -113,7 +116,9 @@ def legacy_fields(document: Any, path: Path) -> dict[str, Any]:
         return {"state_dict": _canonical_keys(document, "state_dict", path)}
 
     schedule = _dict(document, "compression_sched", path)
-    masks = _dict(schedule, "masks_dict", path)
+    masks = {name: mask for name, mask in _dict(schedule, "masks_dict", path).items() if mask is not None}
+    for name in masks:
+        _typed(masks, name, Tensor, path)
     extras = dict(_dict(document, "extras", path))
     if "best_top1" in document:
         extras["best_top1"] = document["best_top1"]
@@ -125,11 +130,11 @@ def legacy_fields(document: Any, path: Path) -> dict[str, Any]:
         "epoch": _typed(document, "epoch", int, path),
         "arch": _typed(document, "arch", str, path),
         "dataset": _typed(document, "dataset", str, path),
-        "masks": _canonical_keys(
-            {name: mask for name, mask in masks.items() if mask is not None}, "compression_sched", path
-        ),
+        "masks": _canonical_keys(masks, "compression_sched", path),
         "quantizer": _quantizer(_dict(document, "quantizer_metadata", path)),
-        "thinning_recipes": tuple(_recipe(recipe, path) for recipe in document.get("thinning_recipes") or ()),
+        "thinning_recipes": tuple(
+            _recipe(recipe, path) for recipe in _typed(document, "thinning_recipes", list, path) or ()
+        ),
         "extras": extras,
         "notes": tuple(notes),
     }
@@ -139,16 +144,14 @@ class _StandIn:
     """Takes the place of a class or function that a pickle names, and only remembers the call."""
 
     dotted = ""
+    args: tuple[Any, ...]
+    state: Any
 
     def __new__(cls, *args: Any) -> _StandIn:
         stand_in = super().__new__(cls)
         stand_in.args = args
         stand_in.state = None
         return stand_in
-
-    def __init__(self, *args: Any) -> None:
-        self.args: tuple[Any, ...]
-        self.state: Any
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -335,10 +338,10 @@ def _quantizer(metadata: dict[str, Any]) -> dict[str, Any] | None:
 
 def _recipe(recipe: Any, path: Path) -> dict[str, Any]:
     """A ThinningRecipe's two dicts, by canonical names."""
-    is_recipe = isinstance(recipe, dict) and recipe.get("class") == _RECIPE and len(recipe["args"]) == 2
-    if not is_recipe or not all(isinstance(part, dict) for part in recipe["args"]):
+    parts: Any = recipe.get("args", ()) if isinstance(recipe, dict) and recipe.get("class") == _RECIPE else ()
+    if [type(part) for part in parts] != [dict, dict]:
         raise CheckpointError(f"{path}: one of its 'thinning_recipes' is not a ThinningRecipe of two dicts")
-    modules, parameters = recipe["args"]
+    modules, parameters = parts
     return {
         "modules": _canonical_keys(modules, "thinning_recipes", path),
         "parameters": _canonical_keys(parameters, "thinning_recipes", path),

@@ -98,7 +98,9 @@ class ActivationQuantizer(nn.Module):
         """The settings, for `print(model)`."""
         settings = self.settings
         source = "dynamic" if self.is_dynamic else f"scale={self.scale.item():g}, zp={int(self.zero_point)}"
-        return f"{settings.num_bits} bits, {settings.quant_mode.name}, clip {settings.clip_mode.name}, {source}"
+        return (
+            f"{settings.num_bits} bits, {settings.quant_mode.name}, clip {settings.clip_mode.name}, {source}"
+        )
 
     def _forward_dynamic(self, x: Tensor) -> Tensor:
         settings = self.settings
@@ -128,7 +130,7 @@ class ActivationQuantizer(nn.Module):
             raise QuantizationError(f"{self.where}: {error}") from error
 
     def _as_numbers(self) -> tuple[float, float, float, float]:
-        """1 / scale, and the grid's ends as multiples of scale, as Python numbers: no device sync per batch."""
+        """1 / scale, the grid's ends over scale, and scale as Python numbers: no device sync per batch."""
         qmin, qmax = self.settings.qrange
         zero_point = int(self.zero_point)
         lowest = 0 if self.settings.clip_half_range else qmin - zero_point

@@ -176,7 +176,7 @@ def approximate_scale(scale: Tensor, multiplier_bits: int) -> Tensor:
 
 def to_distiller(scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:
     """(1 / scale, -zero_point) in floating point: Distiller's q = round(scale * x - zero_point)."""
-    return 1 / scale, -zero_point.to(scale.dtype)
+    return 1 / scale, (-zero_point).to(scale.dtype)
 
 
 def from_distiller(scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,7 +194,7 @@ def check_bits(bits: int | None, what: str) -> int | None:
         return None
     if not isinstance(bits, int) or isinstance(bits, bool) or not MIN_BITS <= bits <= MAX_BITS:
         raise QuantizationError(
-            f"{what}: must be {MIN_BITS} to {MAX_BITS} bits, or 0 or null to leave it unquantized, got {bits!r}"
+            f"{what}: must be {MIN_BITS} to {MAX_BITS} bits, or 0 or null for none, got {bits!r}"
         )
     return bits
 

@@ -15,7 +15,7 @@ import enum
 import math
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from scipy.optimize import brentq
@@ -112,8 +112,8 @@ def optimal_alpha(clip: ClipMode, num_bits: int, half_range: bool = False) -> fl
     """The clipping value of least mean squared error, in standard deviations (GAUSS) or b (LAPLACE).
 
     Up to 8 bits Distiller's tables. Beyond, which they do not cover, the root of the error's derivative:
-    Laplace alpha * exp(alpha) = 3 * 4^M; Gauss alpha / (3 * 4^M) = phi(alpha) * 2 - alpha * erfc(alpha / sqrt 2),
-    phi the normal density. Half a range has the values of one bit more.
+    Laplace alpha * exp(alpha) = 3 * 4^M; Gauss alpha / (3 * 4^M) = 2 phi(alpha) -
+    alpha * erfc(alpha / sqrt 2), phi being the normal density. Half a range has the values of one bit more.
 
     Args:
         clip: GAUSS or LAPLACE.
@@ -131,7 +131,7 @@ def optimal_alpha(clip: ClipMode, num_bits: int, half_range: bool = False) -> fl
         density = math.exp(-alpha * alpha / 2) / math.sqrt(2 * math.pi)
         return alpha * float(erfc(alpha / math.sqrt(2))) - 2 * density + alpha / (3 * 4.0**bits)
 
-    return float(brentq(error_slope, 0.5, 20.0))
+    return cast(float, brentq(error_slope, 0.5, 20.0))
 
 
 def tensor_stats(x: Tensor, clip: ClipMode, per_row: bool = False) -> dict[str, Tensor]:

@@ -17,7 +17,44 @@ from torch.overrides import TorchFunctionMode
 
 # By name: each is a function of torch, of torch.nn.functional or a method of Tensor.
 _VALUES_UNCHANGED = frozenset(
-    ["chunk", "clone", "contiguous", "detach", "expand", "flatten", "permute", "ravel", "repeat", "reshape", "select", "split", "squeeze", "swapaxes", "transpose", "unbind", "unflatten", "unsqueeze", "view", "__getitem__", "channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "relu", "relu_", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"]
+    [
+        "chunk",
+        "clone",
+        "contiguous",
+        "detach",
+        "expand",
+        "flatten",
+        "permute",
+        "ravel",
+        "repeat",
+        "reshape",
+        "select",
+        "split",
+        "squeeze",
+        "swapaxes",
+        "transpose",
+        "unbind",
+        "unflatten",
+        "unsqueeze",
+        "view",
+        "__getitem__",
+        "channel_shuffle",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "relu",
+        "relu_",
+        "max_pool1d",
+        "max_pool2d",
+        "max_pool3d",
+        "adaptive_max_pool1d",
+        "adaptive_max_pool2d",
+        "adaptive_max_pool3d",
+        "dropout",
+        "dropout1d",
+        "dropout2d",
+        "dropout3d",
+        "alpha_dropout",
+    ]
 )
 
 
@@ -35,7 +72,9 @@ class LayerUse:
     returns_tensor: bool = True
 
 
-def trace_dataflow(model: nn.Module, layers: Mapping[str, nn.Module], dummy_input: Any) -> dict[str, LayerUse]:
+def trace_dataflow(
+    model: nn.Module, layers: Mapping[str, nn.Module], dummy_input: Any
+) -> dict[str, LayerUse]:
     """Run the model once, without gradients, and see where the layers' inputs come from.
 
     Args:

@@ -12,9 +12,9 @@ Knows nothing about data or accuracy.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,42 +24,31 @@ from torch import Tensor, nn
 from distiller.atomic_file import write_whole
 from distiller.data_loggers.quant_stats import check_stats, load_stats
 from distiller.errors import QuantizationError
-from distiller.modules import BatchMatmul, Concat, EltwiseAdd, EltwiseMult, Matmul
+from distiller.graph import SummaryGraph
+from distiller.model_transforms import fold_batch_norms
 from distiller.names import named_modules, unwrap
 from distiller.quantization.affine import LinearQuantMode
 from distiller.quantization.clipping import ClipMode, check_n_stds
-from distiller.quantization.dataflow import LayerUse
-from distiller.quantization.ptq_elementwise import (
-    RangeLinearQuantConcatWrapper,
-    RangeLinearQuantEltwiseAddWrapper,
-    RangeLinearQuantEltwiseMultWrapper,
-    RangeLinearQuantMatmulWrapper,
-)
-from distiller.quantization.ptq_layers import (
-    RangeLinearQuantParamLayerWrapper,
-    RangeLinearQuantWrapper,
-)
+from distiller.quantization.dataflow import LayerUse, trace_dataflow
+from distiller.quantization.ptq_build import PASSED_OVER, build_layer, kind_of, why_in_float, why_left_alone
+from distiller.quantization.ptq_layers import RangeLinearQuantParamLayerWrapper, RangeLinearQuantWrapper
+from distiller.quantization.ptq_prepare import LayerStats, connect_inputs, relu_fusions
 from distiller.quantization.ptq_settings import (
     LayerSettings,
+    check_keys,
     parse_accumulator_bits,
     parse_clip,
     parse_mode,
     parse_multiplier_bits,
+    with_overrides,
 )
-from distiller.quantization.quantizer import Quantizer
+from distiller.quantization.quantizer import QBits, Quantizer, leaf_modules
+from distiller.quantization.stats_propagation import fold_stats, propagate_stats, sole_readers
 from distiller.registry import QUANTIZERS
 
-_ELEMENTWISE: dict[type[nn.Module], type[RangeLinearQuantWrapper]] = {
-    Concat: RangeLinearQuantConcatWrapper,
-    EltwiseAdd: RangeLinearQuantEltwiseAddWrapper,
-    EltwiseMult: RangeLinearQuantEltwiseMultWrapper,
-    Matmul: RangeLinearQuantMatmulWrapper,
-    BatchMatmul: RangeLinearQuantMatmulWrapper,
-}
-_NEEDS_STATS = (Concat, EltwiseAdd, EltwiseMult)
-_PASSED_OVER = (nn.Identity, nn.modules.dropout._DropoutNd)
-_NOT_SUPPORTED = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.TransformerEncoderLayer)
-_ARGUMENT_MODES = {"sym": "SYMMETRIC", "sym_restr": "SYMMETRIC_RESTRICTED"} | {
+_ARGUMENT_MODES: dict[str, Any] = {
+    "sym": "SYMMETRIC",
+    "sym_restr": "SYMMETRIC_RESTRICTED",
     "asym_u": "ASYMMETRIC_UNSIGNED",
     "asym_s": "ASYMMETRIC_SIGNED",
 }
@@ -144,7 +133,11 @@ class PostTrainLinearQuantizer(Quantizer):
             also_clip_weights=also_clip_weights,
         )
         check_n_stds(self.default_settings.clip_acts, clip_n_stds, "clip_n_stds")
-        self._check_layers()
+        if scale_approx_mult_bits is not None and model_activation_stats is None:
+            raise QuantizationError(
+                "scale_approx_mult_bits: needs statistics; dynamic scales are not known beforehand"
+            )
+        self._check_overrides()
         self._stats_source = "activation statistics"
         self.model_activation_stats: dict[str, Any] | None = None
         if model_activation_stats is not None:
@@ -154,12 +147,8 @@ class PostTrainLinearQuantizer(Quantizer):
             names = [name for name, _ in named_modules(unwrap(model))]
             check_stats(self.model_activation_stats, names, self._stats_source)
         self._given_stats = copy.deepcopy(self.model_activation_stats)
-        self.replacement_factory = {
-            **dict.fromkeys((*_CONVOLUTIONS, nn.Linear), self._param_layer),
-            **{cls: partial(self._elementwise, wrapper) for cls, wrapper in _ELEMENTWISE.items()},
-        }
-        self.default_replacement_fn = self._other_layer
-        self.replacement_blacklist = _PASSED_OVER
+        self.default_replacement_fn = self._quantized_layer
+        self.replacement_blacklist = PASSED_OVER
         self.linear_quant_params: OrderedDict[str, Tensor] = OrderedDict()
         self._uses: dict[str, LayerUse] = {}
         self._layer_settings: dict[str, LayerSettings] = {}
@@ -174,7 +163,8 @@ class PostTrainLinearQuantizer(Quantizer):
                 may also be statistics at hand.
 
         Raises:
-            QuantizationError: activations are to be quantized, and there are neither statistics nor `qe_dynamic`.
+            QuantizationError: activations are to be quantized and there are neither statistics nor
+                `qe_dynamic`, or a setting is wrong.
         """
         if args.qe_stats_file is None and not args.qe_dynamic and args.qe_bits_acts:
             raise QuantizationError(
@@ -184,14 +174,17 @@ class PostTrainLinearQuantizer(Quantizer):
         overrides: dict[str, Any] = {name: {"clip_acts": "NONE"} for name in args.qe_no_clip_layers}
         for name in args.qe_no_quant_layers:
             overrides[name] = {"bits_activations": None, "bits_weights": None}
-        modes = {"activations": args.qe_mode_acts or args.qe_mode, "weights": args.qe_mode_wts or args.qe_mode}
+        modes: dict[str, Any] = {
+            "activations": args.qe_mode_acts or args.qe_mode,
+            "weights": args.qe_mode_wts or args.qe_mode,
+        }
         return cls(
             model,
             args.qe_bits_acts,
             args.qe_bits_wts,
             args.qe_bits_accum,
             overrides,
-            {key: _ARGUMENT_MODES.get(str(value).lower(), value) for key, value in modes.items()},
+            {key: _ARGUMENT_MODES.get(value, value) for key, value in modes.items()},
             args.qe_clip_acts,
             args.qe_per_channel,
             None if args.qe_dynamic else args.qe_stats_file,
@@ -202,15 +195,15 @@ class PostTrainLinearQuantizer(Quantizer):
 
     def quantize_params(self) -> None:
         """Quantize the weights again from their full-precision copies, `float_weight`, where kept."""
-        for _, wrapper in self._wrappers():
+        for wrapper in self._wrappers().values():
             if isinstance(wrapper, RangeLinearQuantParamLayerWrapper) and hasattr(
                 wrapper.wrapped_module, "float_weight"
             ):
                 wrapper.quantize_weight()
 
     def named_linear_quant_params(self) -> Iterator[tuple[str, Tensor]]:
-        """`<layer>.output_scale`, `.output_zero_point`, `.w_scale`, `.w_zero_point`: Distiller's convention."""
-        for name, wrapper in self._wrappers():
+        """`<layer>.output_scale`, `output_zero_point`, `w_scale`, `w_zero_point`: Distiller's convention."""
+        for name, wrapper in self._wrappers().items():
             for key, value in wrapper.named_linear_quant_params():
                 yield f"{name}.{key}", value
 
@@ -230,7 +223,7 @@ class PostTrainLinearQuantizer(Quantizer):
             raise QuantizationError("save_per_layer_parameters: call prepare_model first")
         stats = self.model_activation_stats
         contents: dict[str, Any] = {}
-        for name, _ in self._wrappers():
+        for name in self._wrappers():
             contents[name] = self._layer_settings[name].as_parameters()
             if stats is not None:
                 contents[name]["model_activation_stats"] = stats.get(name)
@@ -264,3 +257,113 @@ class PostTrainLinearQuantizer(Quantizer):
             "save_fp_weights": self.save_fp_weights,
             "also_clip_weights": default.also_clip_weights,
         }
+
+    def _before_replacement(self, dummy_input: Any) -> None:
+        if dummy_input is None:
+            raise QuantizationError(
+                "prepare_model: an input is needed to trace the model with; "
+                "pass distiller.get_dummy_input(input_shape=model.input_shape)"
+            )
+        self.model.eval()
+        graph = SummaryGraph(self.model, dummy_input, purpose="post-training quantization")
+        adjacency = graph.adjacency_map()
+        fold_batch_norms(self.model, adjacency_map=adjacency)
+        layers = leaf_modules(self.model)
+        folded: dict[str, Any] = {
+            name: layer.fused_modules for name, layer in layers.items() if hasattr(layer, "fused_modules")
+        }
+        is_dynamic = self.model_activation_stats is None
+        readers = {
+            name: reader
+            for name, reader in sole_readers(adjacency, folded).items()
+            if name in layers
+            and self.module_qbits_map[name].acts
+            and not why_in_float(layers[name], is_dynamic)
+        }
+        if self.model_activation_stats is not None:
+            stats = fold_stats(self.model_activation_stats, folded)
+            self.model_activation_stats = propagate_stats(stats, readers, layers)
+        for name, relu in relu_fusions(readers, layers, self._may_fuse_relu).items():
+            self.module_overrides_map[name]["clip_half_range"] = True
+            self.module_overrides_map[relu]["make_identity"] = True
+        self._drop_layers()
+        self._trace(dummy_input)
+
+    def _trace(self, dummy_input: Any) -> None:
+        """See how the model runs its layers, and which of them can be quantized."""
+        stats = LayerStats(self.model_activation_stats, self._stats_source)
+        layers = {
+            n: layer for n, layer in leaf_modules(self.model).items() if not isinstance(layer, PASSED_OVER)
+        }
+        self._uses = trace_dataflow(self.model, layers, dummy_input)
+        self._layer_stats = stats
+        self._left_alone = {
+            name: reason
+            for name, layer in layers.items()
+            if self._wants_quantization(name, layer)
+            and (reason := why_left_alone(layer, self._uses.get(name), stats.is_dynamic)) is not None
+        }
+        stats.check([n for n in layers if self.module_qbits_map[n].acts and n not in self._left_alone])
+        for reason in dict.fromkeys(self._left_alone.values()):
+            names = ", ".join(f"'{name}'" for name, why in self._left_alone.items() if why == reason)
+            warnings.warn(f"not quantized, since {reason}: {names}", stacklevel=5)
+
+    def _after_replacement(self, dummy_input: Any) -> None:
+        connect_inputs(self._wrappers(), self._uses, self._layer_settings, self._layer_stats)
+        self.linear_quant_params = OrderedDict(self.named_linear_quant_params())
+
+    def _quantized_layer(
+        self, layer: nn.Module, name: str, bits: QBits, **overrides: Any
+    ) -> nn.Module | None:
+        if name in self._left_alone:
+            return None
+        settings = with_overrides(self.default_settings, bits, overrides, kind_of(layer), name)
+        self._layer_settings[name] = settings
+        return build_layer(layer, name, settings, self._layer_stats, self.bits_accum, self.save_fp_weights)
+
+    def _wants_quantization(self, name: str, layer: nn.Module) -> bool:
+        bits = self.module_qbits_map[name]
+        return bits.acts is not None or (bits.wts is not None and kind_of(layer) == "param")
+
+    def _may_fuse_relu(self, layer: str, relu: str) -> bool:
+        """A ReLU with settings of its own stays, so that they are not passed over in silence."""
+        same_bits = self.module_qbits_map[relu].acts == self.module_qbits_map[layer].acts
+        same_overrides = self.module_overrides_map[relu] == self.module_overrides_map[layer]
+        return relu not in self.override_keys or (same_bits and same_overrides)
+
+    def _drop_layers(self) -> None:
+        dropped = [name for name, given in self.module_overrides_map.items() if given.get("make_identity")]
+        self._put(
+            {self.layers[name]: nn.Identity() for name in dropped if kind_of(self.layers[name]) == "other"}
+        )
+
+    def _wrappers(self) -> dict[str, RangeLinearQuantWrapper]:
+        return {
+            name: wrapper
+            for name, wrapper in self.modules_processed.values()
+            if isinstance(wrapper, RangeLinearQuantWrapper)
+        }
+
+    def _check_overrides(self) -> None:
+        kinds: dict[str, set[str]] = {key: set() for key in self.overrides}
+        for name, layer in self.layers.items():
+            if name in self.override_keys:
+                kinds[self.override_keys[name]].add(kind_of(layer))
+        check_keys(self.overrides, kinds)
+        for name, layer in self.layers.items():
+            given = self.module_overrides_map[name]
+            with_overrides(self.default_settings, self.module_qbits_map[name], given, kind_of(layer), name)
+
+
+class _NoAliasDumper(yaml.SafeDumper):
+    """Writes equal parts out again: a file for people, not a graph."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _plain(value: Any) -> Any:
+    """Overrides with members of enumerations by their names."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.name if isinstance(value, LinearQuantMode | ClipMode) else value

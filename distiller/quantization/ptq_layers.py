@@ -233,7 +233,7 @@ class RangeLinearQuantParamLayerWrapper(RangeLinearQuantWrapper):
         super().connect(own, others)
         if self.output_quant is not None and 0 not in self.input_grids:
             raise QuantizationError(
-                f"{self.name}: its input was not seen; call the layer with a tensor as its positional argument"
+                f"{self.name}: its input was not seen; call it with a tensor as its positional argument"
             )
         self._quantize_bias()
 
@@ -305,8 +305,7 @@ class RangeLinearQuantParamLayerWrapper(RangeLinearQuantWrapper):
             return float("inf")
         if self._largest is None:
             rows = filters_first(self._weight.detach(), self.wrapped_module).flatten(1)
-            levels = (rows / self.weight_scale.reshape(-1, 1)).round_().abs_().double()
-            largest = levels.sum(1) * self.input_grids[0].largest_level
+            largest = rows.abs().sum(1) / self.weight_scale * self.input_grids[0].largest_level
             if self._bias is not None:
                 largest = largest + (self._bias.detach() / self.accum_scale().flatten()).abs()
             self._largest = float(largest.max())

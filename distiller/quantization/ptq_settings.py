@@ -37,8 +37,8 @@ class LayerSettings:
         quantize_inputs: of a layer that is computed in floating point, quantize the inputs too.
     """
 
-    bits: QBits = QBits()
-    mode: ModePair = ModePair(LinearQuantMode.SYMMETRIC, LinearQuantMode.SYMMETRIC)
+    bits: QBits
+    mode: ModePair
     clip_acts: ClipMode = ClipMode.NONE
     clip_n_stds: float | None = None
     clip_half_range: bool = False
@@ -150,7 +150,9 @@ def parse_mode(value: Any, where: str) -> ModePair:
         mode = _member(LinearQuantMode, value, where)
         return ModePair(mode, mode)
     if set(value) != {"activations", "weights"}:
-        raise QuantizationError(f"{where}: needs the keys activations and weights, got {sorted(map(str, value))}")
+        raise QuantizationError(
+            f"{where}: needs the keys activations and weights, got {sorted(map(str, value))}"
+        )
     return ModePair(*(_member(LinearQuantMode, value[key], f"{where}.{key}") for key in ModePair._fields))
 
 
@@ -236,12 +238,14 @@ def _input_settings(layer: LayerSettings, given: Mapping[str, Any], where: str) 
     for key in given:
         if key not in accepted:
             raise QuantizationError(
-                f"{where}: unknown key '{key}'; give either from_output: true or some of {', '.join(accepted)}"
+                f"{where}: unknown key '{key}'; give from_output: true or some of {', '.join(accepted)}"
             )
     default = layer.input()
     bits = check_bits(given.get("bits_activations", default.num_bits), f"{where}: bits_activations")
     if bits is None:
-        raise QuantizationError(f"{where}: bits_activations: the input of a quantized layer must be quantized")
+        raise QuantizationError(
+            f"{where}: bits_activations: the input of a quantized layer must be quantized"
+        )
     clip = parse_clip(given.get("clip_acts", default.clip_mode), f"{where}: clip_acts")
     n_stds = check_n_stds(clip, given.get("clip_n_stds", default.clip_n_stds), where)
     mode = parse_mode(given.get("mode", default.quant_mode), f"{where}: mode").activations

@@ -120,7 +120,7 @@ def get_tensor_min_max(t: Tensor, per_dim: int | None = None) -> tuple[Tensor, T
 
 
 def get_tensor_avg_min_max(t: Tensor, across_dim: int | None = None) -> tuple[Tensor, Tensor]:
-    """Mean over dimension `across_dim` of the smallest and the largest values; None as `get_tensor_min_max`."""
+    """Mean over dimension `across_dim` of the smallest and the largest values; of all when None."""
     lo, hi = get_tensor_min_max(t, per_dim=across_dim)
     return lo.mean(), hi.mean()
 

@@ -132,10 +132,10 @@ class Quantizer(ABC):
             raise QuantizationError("quantizer_metadata: call prepare_model first")
         return metadata
 
-    def _before_replacement(self, dummy_input: Any) -> None:
+    def _before_replacement(self, dummy_input: Any) -> None:  # noqa: B027 - may be left out
         """What is done to the whole model first."""
 
-    def _after_replacement(self, dummy_input: Any) -> None:
+    def _after_replacement(self, dummy_input: Any) -> None:  # noqa: B027 - may be left out
         """What is done to the whole model afterwards."""
 
     def _replacement_fn(self, module: nn.Module) -> Callable[..., nn.Module | None] | None:
@@ -153,20 +153,21 @@ class Quantizer(ABC):
             replace, overrides = self._replacement_fn(module), self.module_overrides_map[name]
             replacement = replace(module, name, self.module_qbits_map[name], **overrides) if replace else None
             self.modules_processed[module] = (name, replacement)
-        self._put_in_place()
+        self._put({module: new for module, (_, new) in self.modules_processed.items() if new is not None})
 
-    def _put_in_place(self) -> None:
-        """Set each replacement at every name of its layer."""
+    def _put(self, replacements: Mapping[nn.Module, nn.Module]) -> None:
+        """Set each replacement at every name of the module it replaces."""
         inner = unwrap(self.model)
+        first_names: dict[nn.Module, str] = {}
         for raw, module in list(inner.named_modules(remove_duplicate=False)):
-            name, replacement = self.modules_processed.get(module, ("", None))
-            if replacement is None:
+            if module not in replacements:
                 continue
-            own_name = canonical(raw, inner)
-            if own_name != name:
-                warnings.warn(f"Module '{own_name}' references to same module as '{name}'.", stacklevel=4)
+            name = canonical(raw, inner)
+            first = first_names.setdefault(module, name)
+            if first != name:
+                warnings.warn(f"Module '{name}' references to same module as '{first}'.", stacklevel=5)
             parent, _, child = raw.rpartition(".")
-            setattr(inner.get_submodule(parent), child, replacement)
+            setattr(inner.get_submodule(parent), child, replacements[module])
 
 
 def rebuild_quantized(model: nn.Module, metadata: Mapping[str, Any]) -> Quantizer:
@@ -238,7 +239,9 @@ def match_overrides(
             by_pattern.setdefault(name, key)
     if faults:
         raise UnknownNameError("\n".join(faults.values()), faults=faults)
-    return {name: (exact.get(name) or by_pattern[name]) for name in layers if name in exact or name in by_pattern}
+    return {
+        name: (exact.get(name) or by_pattern[name]) for name in layers if name in exact or name in by_pattern
+    }
 
 
 def _compiled(key: str) -> re.Pattern[str]:
@@ -288,7 +291,9 @@ def _checked_overrides(overrides: Mapping[str, Any] | None) -> dict[str, dict[st
 def _qbits(given: Mapping[str, Any], name: str) -> QBits:
     prefix = f"{name}: " if name else ""
     bias = given["bits_bias"]
-    if bias is not None and (isinstance(bias, bool) or not isinstance(bias, int) or bias not in (0, *range(2, 33))):
+    if bias is not None and (
+        isinstance(bias, bool) or not isinstance(bias, int) or bias not in (0, *range(2, 33))
+    ):
         raise QuantizationError(f"{prefix}bits_bias: must be 2 to 32 bits, or 0 or null, got {bias!r}")
     return QBits(
         check_bits(given["bits_activations"], f"{prefix}bits_activations"),

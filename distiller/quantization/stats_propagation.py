@@ -58,7 +58,9 @@ def sole_readers(adjacency: AdjacencyMap, folded: Mapping[str, Sequence[str]]) -
             continue
         following = adjacency[last.successors[0].name]
         module_name = following.module_name
-        readers[name] = Reader(following.op_meta.type, module_name, calls[module_name] == 1)
+        readers[name] = Reader(
+            following.op_meta.type, module_name, module_name is not None and calls[module_name] == 1
+        )
     return readers
 
 

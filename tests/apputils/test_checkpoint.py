@@ -15,16 +15,11 @@ from distiller.scheduler import CompressionScheduler
 
 
 class Net(nn.Module):
-    def __init__(self, width=3, arch=None):
+    def __init__(self):
         super().__init__()
-        self.conv = nn.Conv2d(1, width, 3)
-        self.bn = nn.BatchNorm2d(width)
-        self.fc = nn.Linear(width, 2)
-        if arch is not None:
-            self.arch = arch
-
-    def forward(self, x):
-        return self.fc(nn.functional.dropout(self.bn(self.conv(x)).mean((2, 3)), 0.5, self.training))
+        self.conv = nn.Conv2d(1, 3, 3)
+        self.bn = nn.BatchNorm2d(3)
+        self.fc = nn.Linear(3, 2)
 
 
 class Oddities(nn.Module):
@@ -45,7 +40,8 @@ class Oddities(nn.Module):
         self.register_buffer("flags", torch.rand(7) > 0.5)
         self.register_buffer("bytes", torch.randint(0, 255, (3,), dtype=torch.uint8))
         self.register_buffer("empty", torch.zeros(0, 3))
-        self.register_buffer("strange", torch.tensor([float("nan"), float("inf"), -0.0, 1e-45]))
+        strange = [float("nan"), float("inf"), -0.0, 1e-45] if seed == 1 else [0.0] * 4
+        self.register_buffer("strange", torch.tensor(strange))
 
 
 def bits(model):

@@ -198,6 +198,15 @@ NOT = "is not a checkpoint:"
         ({}, f"{NOT} has no 'state_dict', got nothing; give a checkpoint, or a file of weights only"),
         ({"state_dict": [1]}, f"{NOT} 'state_dict' must be dict, got list"),
         ({"state_dict": {}, "epoch": "7"}, f"{NOT} 'epoch' must be int, got str"),
+        ({"state_dict": {}, "thinning_recipes": 1}, f"{NOT} 'thinning_recipes' must be list, got int"),
+        (
+            {"state_dict": {}, "compression_sched": {"masks_dict": {"w": 1}}},
+            f"{NOT} 'w' must be Tensor, got int",
+        ),
+        (
+            {"state_dict": {}, "thinning_recipes": [{"class": "distiller.thinning.ThinningRecipe"}]},
+            "one of its 'thinning_recipes' is not a ThinningRecipe of two dicts",
+        ),
         (
             {"state_dict": {}, "thinning_recipes": [1]},
             "one of its 'thinning_recipes' is not a ThinningRecipe of two dicts",

@@ -1,0 +1,248 @@
+"""What a model is made of, as tables: sparsity, compute, modules.
+
+Everything is returned as a DataFrame or a text; nothing is printed.
+Knows nothing about training or data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from distiller.dummy_input import get_dummy_input
+from distiller.errors import UsageError
+from distiller.macs import count_macs
+from distiller.names import named_modules, named_parameters, unwrap
+from distiller.tensor_stats import (
+    count_nonzeros,
+    sparsity_2D,
+    sparsity_3D,
+    sparsity_ch,
+    sparsity_cols,
+    sparsity_rows,
+)
+
+SUMMARIES = ("sparsity", "compute", "model", "modules")
+
+
+def model_summary(
+    model: nn.Module, what: str, dataset: str | None = None, logdir: str | Path | None = None
+) -> str:
+    """One of the summaries of `--summary`, as a text.
+
+    Args:
+        model: any model.
+        what: sparsity, compute, model or modules.
+        dataset: the data set whose image shape `compute` takes; default the model's `input_shape`.
+        logdir: an existing folder for `weights_sparsity.csv`, written by `sparsity`; default none.
+
+    Raises:
+        UsageError: no such summary, or the input shape is not known.
+    """
+    if what == "sparsity":
+        if logdir is not None:
+            weights_sparsity_levels(model).to_csv(Path(logdir) / "weights_sparsity.csv", index=False)
+        return weights_sparsity_tbl_summary(model)
+    if what == "compute":
+        shape = getattr(unwrap(model), "input_shape", None)
+        dummy_input = get_dummy_input(dataset, device=_device(model), input_shape=shape)
+        return model_performance_tbl_summary(model, dummy_input)
+    if what == "model":
+        return str(model)
+    if what == "modules":
+        return _table(modules_summary(model))
+    raise UsageError(f"model_summary: unknown summary '{what}'; there are {', '.join(SUMMARIES)}")
+
+
+def weights_sparsity_summary(model: nn.Module) -> pd.DataFrame:
+    """The sparsity of each weight tensor, and of all together in the last row.
+
+    Columns: Name, Shape, NNZ (dense) and NNZ (sparse) (elements, and those that are not zero);
+    in percent Cols, Rows (of linear weights), Ch, 2D, 3D (channels, kernels, filters of
+    convolutions) and Fine (elements); Std, Mean, Abs-Mean of the elements.
+
+    Args:
+        model: its parameters of two and more dimensions with `weight` or `bias` in their names.
+    """
+    weights = _weights(model)
+    nonzeros = count_nonzeros(weights.values())
+    rows = [
+        (
+            name,
+            str(tuple(weight.shape)),
+            weight.numel(),
+            nonzero,
+            *(_percent(sparsity_of(weight)) for sparsity_of in _STRUCTURES.values()),
+            _percent(1 - nonzero / weight.numel()),
+            weight.std().item() if weight.numel() > 1 else 0.0,
+            weight.mean().item(),
+            weight.abs().mean().item(),
+        )
+        for (name, weight), nonzero in zip(weights.items(), nonzeros, strict=True)
+    ]
+    count = sum(weight.numel() for weight in weights.values())
+    total = _percent(_total_sparsity(count, sum(nonzeros)))
+    rows.append(("Total sparsity:", "-", count, sum(nonzeros), *[0.0] * 5, total, 0.0, 0.0, 0.0))
+    return pd.DataFrame(rows, columns=pd.Index(_SPARSITY_COLUMNS))
+
+
+def weights_sparsity_tbl_summary(model: nn.Module) -> str:
+    """`weights_sparsity_summary` as a text."""
+    return _table(weights_sparsity_summary(model), ("", "", "", "", *[".2f"] * 6, *[".5f"] * 3))
+
+
+def weights_sparsity_levels(model: nn.Module) -> pd.DataFrame:
+    """What Distiller writes to `weights_sparsity.csv`, a row for each weight tensor.
+
+    Columns: parameter, shape, volume, sparse volume (elements that are not zero), sparsity level
+    (percent of elements that are zero).
+    """
+    weights = _weights(model)
+    rows = [
+        [name, str(tuple(weight.shape)), weight.numel(), nonzero, _percent(1 - nonzero / weight.numel())]
+        for (name, weight), nonzero in zip(weights.items(), count_nonzeros(weights.values()), strict=True)
+    ]
+    return pd.DataFrame(
+        rows, columns=pd.Index(["parameter", "shape", "volume", "sparse volume", "sparsity level"])
+    )
+
+
+def model_params_stats(model: nn.Module) -> tuple[float, int, int]:
+    """(sparsity 0..1, elements, non-zero elements) of the weights that `weights_sparsity_summary` lists."""
+    weights = _weights(model).values()
+    count = sum(weight.numel() for weight in weights)
+    nonzero = sum(count_nonzeros(weights))
+    return _total_sparsity(count, nonzero), count, nonzero
+
+
+def model_sparsity(model: nn.Module) -> float:
+    """The fraction, 0..1, of zeros in the weights that `weights_sparsity_summary` lists."""
+    return model_params_stats(model)[0]
+
+
+def model_performance_summary(model: nn.Module, dummy_input: Any, batch_size: int = 1) -> pd.DataFrame:
+    """The multiply-accumulate operations (MACs) of each layer for one sample.
+
+    Columns: Name, Type, Attrs (kernel, stride, groups), IFM and OFM (shapes of the first input and
+    output, batch included) and their volumes for one sample, Weights volume, MACs. One row for each
+    module that has MACs, in the order in which they run; a module called several times has the
+    MACs of all its calls, and its weights once. What is counted: see `distiller.macs`.
+
+    Args:
+        model: run once in evaluation mode; its mode and buffers are as before afterwards.
+        dummy_input: a tensor, or a tuple or list of the model's arguments, on its device.
+        batch_size: how many samples `dummy_input` holds; default 1.
+    """
+    rows = [
+        (
+            cost.name,
+            type(cost.module).__name__,
+            _attributes(cost.module),
+            _shape(cost.input_shape),
+            _volume(cost.input_shape) // batch_size,
+            _shape(cost.output_shape),
+            _volume(cost.output_shape) // batch_size,
+            cost.weights,
+            cost.macs // batch_size,
+        )
+        for cost in count_macs(model, dummy_input)
+    ]
+    return pd.DataFrame(rows, columns=pd.Index(_COMPUTE_COLUMNS))
+
+
+def model_performance_tbl_summary(model: nn.Module, dummy_input: Any, batch_size: int = 1) -> str:
+    """`model_performance_summary` as a text, with the total in the last line."""
+    table = model_performance_summary(model, dummy_input, batch_size)
+    return f"{_table(table)}\nTotal MACs: {table['MACs'].sum():,}"
+
+
+def total_macs(model: nn.Module, input_shape: Sequence[int]) -> int:
+    """The multiply-accumulate operations (MACs) of a model for one sample.
+
+    Args:
+        model: run once in evaluation mode; its mode and buffers are as before afterwards.
+        input_shape: batch included, e.g. its `input_shape`, (1, channels, height, width).
+    """
+    # Zeros, not random numbers: a count in the middle of a run must not move its random state.
+    dummy_input = torch.zeros(tuple(input_shape), device=_device(model))
+    return sum(cost.macs for cost in count_macs(model, dummy_input)) // input_shape[0]
+
+
+def modules_summary(model: nn.Module) -> pd.DataFrame:
+    """Columns Name and Type of the modules without children, in the model's order."""
+    rows = [
+        [name, type(module).__name__]
+        for name, module in named_modules(model)
+        if next(module.children(), None) is None
+    ]
+    return pd.DataFrame(rows, columns=pd.Index(["Name", "Type"]))
+
+
+_STRUCTURES = {
+    "Cols (%)": sparsity_cols,
+    "Rows (%)": sparsity_rows,
+    "Ch (%)": sparsity_ch,
+    "2D (%)": sparsity_2D,
+    "3D (%)": sparsity_3D,
+}
+_SPARSITY_COLUMNS = [
+    *("Name", "Shape", "NNZ (dense)", "NNZ (sparse)"),
+    *_STRUCTURES,
+    *("Fine (%)", "Std", "Mean", "Abs-Mean"),
+]
+_COMPUTE_COLUMNS = [
+    *("Name", "Type", "Attrs", "IFM", "IFM volume", "OFM", "OFM volume"),
+    *("Weights volume", "MACs"),
+]
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: parameter.detach()
+        for name, parameter in named_parameters(model)
+        if parameter.dim() >= 2 and parameter.numel() and ("weight" in name or "bias" in name)
+    }
+
+
+def _total_sparsity(count: int, nonzero: int) -> float:
+    return 1 - nonzero / count if count else 0.0
+
+
+def _percent(fraction: float) -> float:
+    return 100 * fraction
+
+
+def _attributes(module: nn.Module) -> str:
+    """`k=(3, 3), s=(1, 1), g=1` of a convolution, else nothing."""
+    if not hasattr(module, "kernel_size"):
+        return ""
+    return f"k={module.kernel_size}, s={module.stride}, g={module.groups}"
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "-" if shape is None else str(shape)
+
+
+def _volume(shape: tuple[int, ...] | None) -> int:
+    return 0 if shape is None else torch.Size(shape).numel()
+
+
+def _table(rows: pd.DataFrame, formats: tuple[str, ...] = ("",)) -> str:
+    return tabulate(
+        rows.to_numpy(dtype=object).tolist(),
+        headers=list(rows.columns),
+        tablefmt="psql",
+        floatfmt=formats,
+        disable_numparse=[0],
+    )
+
+
+def _device(model: nn.Module) -> torch.device:
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device

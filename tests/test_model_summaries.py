@@ -1,0 +1,184 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from distiller.errors import UsageError
+from distiller.model_summaries import (
+    SUMMARIES,
+    model_params_stats,
+    model_performance_summary,
+    model_performance_tbl_summary,
+    model_sparsity,
+    model_summary,
+    modules_summary,
+    total_macs,
+    weights_sparsity_levels,
+    weights_sparsity_summary,
+    weights_sparsity_tbl_summary,
+)
+from distiller.models import create_model
+
+
+@pytest.fixture
+def pruned() -> nn.Module:
+    """A convolution (4, 2, 3, 3) without filter 0 and channel 1, a linear layer (3, 4) without row 2."""
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0)
+        model[0].weight[0] = 0
+        model[0].weight[:, 1] = 0
+        model[3].weight[2] = 0
+        model[3].weight[0, 0] = -2
+    return model
+
+
+def test_sparsity_table_has_the_columns_and_values_of_distiller(pruned):
+    table = weights_sparsity_summary(pruned)
+    assert list(table.columns) == [
+        "Name", "Shape", "NNZ (dense)", "NNZ (sparse)", "Cols (%)", "Rows (%)", "Ch (%)", "2D (%)", "3D (%)",
+        "Fine (%)", "Std", "Mean", "Abs-Mean",
+    ]  # fmt: skip
+    conv, linear, total = table.to_dict("records")
+    assert (conv["Name"], conv["Shape"], conv["NNZ (dense)"]) == ("0.weight", "(4, 2, 3, 3)", 72)
+    assert conv["NNZ (sparse)"] == 3 * 1 * 9
+    assert [conv[c] for c in ("Cols (%)", "Rows (%)", "Ch (%)", "2D (%)", "3D (%)", "Fine (%)")] == [
+        0, 0, 50, 62.5, 25, 62.5,
+    ]  # fmt: skip
+    # Linear weights (out, in) are stored transposed: a column is an output.
+    assert linear["Cols (%)"] == pytest.approx(100 / 3)
+    assert linear["Rows (%)"] == 0
+    assert [linear[c] for c in ("Ch (%)", "3D (%)")] == [0, 0]
+    values = np.array([-2, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0])
+    assert linear["Std"] == pytest.approx(values.std(ddof=1))
+    assert linear["Mean"] == pytest.approx(values.mean())
+    assert linear["Abs-Mean"] == pytest.approx(np.abs(values).mean())
+    assert (total["Name"], total["NNZ (dense)"], total["NNZ (sparse)"]) == ("Total sparsity:", 84, 27 + 8)
+    assert total["Fine (%)"] == pytest.approx(100 * (1 - 35 / 84))
+
+
+def test_only_weights_of_two_and_more_dimensions_are_listed(pruned):
+    assert list(weights_sparsity_summary(pruned)["Name"]) == ["0.weight", "3.weight", "Total sparsity:"]
+
+
+def test_names_in_the_tables_are_canonical(tiny_cnn):
+    tables = weights_sparsity_summary(nn.DataParallel(tiny_cnn)), weights_sparsity_summary(tiny_cnn)
+    pd.testing.assert_frame_equal(*tables)
+
+
+def test_sparsity_csv_has_the_columns_of_distiller(pruned):
+    table = weights_sparsity_levels(pruned)
+    assert table.to_csv(index=False).splitlines()[:2] == [
+        "parameter,shape,volume,sparse volume,sparsity level",
+        '0.weight,"(4, 2, 3, 3)",72,27,62.5',
+    ]
+
+
+def test_model_sparsity_is_a_fraction_where_distiller_returned_percent(pruned):
+    """DEFECT: model_params_stats returned percent although its docstring said fraction."""
+    assert model_params_stats(pruned) == (pytest.approx(1 - 35 / 84), 84, 35)
+    assert model_sparsity(pruned) == pytest.approx(1 - 35 / 84)
+
+
+def test_a_model_without_weights_is_not_sparse():
+    assert model_params_stats(nn.ReLU()) == (0.0, 0, 0)
+    assert weights_sparsity_summary(nn.ReLU())["NNZ (dense)"].tolist() == [0]
+
+
+def test_compute_table_agrees_with_distillers_numbers():
+    model = create_model(False, "cifar10", "simplenet_cifar")
+    table = model_performance_summary(model, torch.zeros(1, 3, 32, 32))
+    assert list(table.columns) == [
+        "Name", "Type", "Attrs", "IFM", "IFM volume", "OFM", "OFM volume", "Weights volume", "MACs",
+    ]  # fmt: skip
+    assert table["Name"].tolist() == ["conv1", "conv2", "fc1", "fc2", "fc3"]
+    assert table["MACs"].tolist() == [352800, 240000, 48000, 10080, 840]
+    first, *_, last = table.to_dict("records")
+    assert first == {
+        "Name": "conv1",
+        "Type": "Conv2d",
+        "Attrs": "k=(5, 5), s=(1, 1), g=1",
+        "IFM": "(1, 3, 32, 32)",
+        "IFM volume": 3 * 32 * 32,
+        "OFM": "(1, 6, 28, 28)",
+        "OFM volume": 6 * 28 * 28,
+        "Weights volume": 450,
+        "MACs": 352800,
+    }
+    assert (last["Type"], last["Attrs"], last["IFM"], last["OFM"]) == ("Linear", "", "(1, 84)", "(1, 10)")
+
+
+@pytest.mark.parametrize(
+    ("arch", "macs"),
+    [("resnet20_cifar", 40_813_184), ("resnet56_cifar", 125_747_840), ("resnet50", 4_089_184_256)],
+)
+def test_total_macs_agree_with_distillers(arch, macs):
+    model = create_model(False, None, arch)
+    assert total_macs(model, model.input_shape) == macs
+
+
+def test_figures_are_per_sample(tiny_cnn):
+    single = model_performance_summary(tiny_cnn, torch.zeros(1, 1, 8, 8))
+    batch = model_performance_summary(tiny_cnn, torch.zeros(4, 1, 8, 8), batch_size=4)
+    columns = ["IFM volume", "OFM volume", "Weights volume", "MACs"]
+    pd.testing.assert_frame_equal(single[columns], batch[columns])
+    assert total_macs(tiny_cnn, (4, 1, 8, 8)) == single["MACs"].sum()
+
+
+def test_compute_runs_the_model_in_evaluation_mode_where_distiller_moved_batch_norms(tiny_cnn):
+    """Distiller ran the model in its current mode: a summary of a model in training changed its statistics."""
+    before = tiny_cnn.bn1.running_mean.clone()
+    model_performance_summary(tiny_cnn.train(), torch.randn(2, 1, 8, 8))
+    assert torch.equal(tiny_cnn.bn1.running_mean, before)
+
+
+def test_total_macs_does_not_move_the_random_state(tiny_cnn):
+    before = torch.get_rng_state()
+    total_macs(tiny_cnn, (1, 1, 8, 8))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_modules_table_lists_what_has_no_children(tiny_cnn):
+    table = modules_summary(nn.DataParallel(nn.Sequential(tiny_cnn, nn.ReLU())))
+    assert table.to_dict("list") == {
+        "Name": ["0.conv1", "0.bn1", "0.relu1", "0.conv2", "0.relu2", "0.pool", "0.fc", "1"],
+        "Type": ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "ReLU", "AdaptiveAvgPool2d", "Linear", "ReLU"],
+    }
+
+
+@pytest.mark.parametrize("what", SUMMARIES)
+def test_summaries_are_texts_and_print_nothing(what, tiny_cnn, capsys):
+    text = model_summary(tiny_cnn, what)
+    assert "conv1" in text
+    assert capsys.readouterr() == ("", "")
+
+
+def test_texts_end_with_the_totals(pruned, tiny_cnn):
+    macs = 4 * 64 * 9 + 6 * 64 * 4 * 9 + 6 * 4
+    text = model_performance_tbl_summary(tiny_cnn, torch.zeros(1, 1, 8, 8))
+    assert text.splitlines()[-1] == f"Total MACs: {macs:,}"
+    total = weights_sparsity_tbl_summary(pruned).splitlines()[-2]
+    assert [cell.strip() for cell in total.split("|")[1:5]] == ["Total sparsity:", "-", "84", "35"]
+    assert "58.33" in total
+
+
+def test_compute_takes_the_shape_of_a_data_set():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    assert model_summary(model, "compute", "mnist").endswith("Total MACs: 7,840")
+    with pytest.raises(UsageError, match="neither data set nor input_shape given"):
+        model_summary(model, "compute")
+
+
+def test_sparsity_writes_the_csv_only_where_asked(pruned, tmp_path):
+    model_summary(pruned, "sparsity", logdir=tmp_path)
+    written = pd.read_csv(tmp_path / "weights_sparsity.csv")
+    pd.testing.assert_frame_equal(written, weights_sparsity_levels(pruned))
+
+
+def test_an_unknown_summary_is_refused(tiny_cnn):
+    with pytest.raises(UsageError) as caught:
+        model_summary(tiny_cnn, "sparse")
+    message = "model_summary: unknown summary 'sparse'; there are sparsity, compute, model, modules"
+    assert str(caught.value) == message
