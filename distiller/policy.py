@@ -261,7 +261,8 @@ def _following_batch_norms(model: nn.Module) -> dict[str, str]:
     graph = SummaryGraph(model, get_dummy_input(input_shape=_input_shape(model)), purpose="fold_batchnorm")
     found: dict[str, str] = {}
     for name, entry in graph.adjacency_map().items():
-        if len(entry.successors) == 1 and entry.successors[0].type == "BatchNormalization":
+        is_alone = len(entry.successors) == 1 and not entry.is_output and entry.module_name == name
+        if is_alone and entry.successors[0].type == "BatchNormalization":
             found[name] = entry.successors[0].name
     return found
 
@@ -270,7 +271,7 @@ def _input_shape(model: nn.Module) -> tuple[int, ...]:
     shape = getattr(model, "input_shape", None)
     if shape is None:
         raise DistillerError(
-            "'fold_batchnorm' needs the shape of the model's input: set model.input_shape, e.g. (1, 3, 32, 32)"
+            "'fold_batchnorm' needs the shape of the model's input: set model.input_shape, as (1, 3, 32, 32)"
         )
     return tuple(shape)
 

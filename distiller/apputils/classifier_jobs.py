@@ -11,6 +11,7 @@ import logging
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from torch import nn
@@ -56,8 +57,13 @@ def run_job(args: Namespace, open_run: Callable[[], Run]) -> ResultsCard | None:
         args: the flags by name.
         open_run: makes the run folder; called when all that was asked for is found to be in order.
     """
+    job = choose_job(args)
     compressor = ClassifierCompressor(args, open_run)
-    card = choose_job(args)(compressor)
+    if compressor.is_quantized and job is not evaluate:
+        raise UsageError(
+            "the checkpoint is of a quantized model, which can be evaluated (--evaluate) and nothing else"
+        )
+    card = job(compressor)
     if card is not None:
         path = card.save(compressor.run.require_folder() / "results.json")
         _LOG.info("--- results card (%s) ---\n%s", path, card.to_text())
@@ -102,7 +108,7 @@ def evaluate(compressor: ClassifierCompressor) -> ResultsCard:
     """Test the model as it is."""
     _ = compressor.data, compressor.run
     _LOG.info("--- test ---------------------")
-    return compressor.card(compressor.test())
+    return compressor.card(compressor.test(), compressor.known_reference())
 
 
 def collect_statistics(compressor: ClassifierCompressor) -> None:
@@ -123,14 +129,9 @@ def quantize_and_evaluate(compressor: ClassifierCompressor) -> ResultsCard:
     quantizer.save_per_layer_parameters(folder)
     _LOG.info("--- test after quantization (simulated) ---------------------")
     after = compressor.test()
-    card = compressor.card(
-        after,
-        reference=compressor.measure(dense, before),
-        macs=compressor.measure(dense, before).macs,
-        bits_by_param=quantizer.stored_bits(),
-        per_channel=quantizer.per_channel_params(),
-    )
-    extras = {"quantized_top1": after.top1, "quantizer_metadata": quantizer.quantizer_metadata()}
+    reference = compressor.measure(dense, before)
+    card = compressor.card(after, reference)
+    extras = {"quantized_top1": after.top1, "reference": asdict(reference)}
     name = f"{args.name}_quantized" if args.name else "quantized"
     path = save_checkpoint(0, args.arch, compressor.model, extras=extras, name=name, dir=folder)
     _LOG.info("Saved quantized checkpoint to: %s", path)

@@ -35,7 +35,7 @@ from distiller.apputils.device import choose_device
 from distiller.apputils.experiment import RunFolder
 from distiller.apputils.meters import EvalResult
 from distiller.apputils.progress import EpochProgress
-from distiller.apputils.results_card import Measurement, ResultsCard, build_card, measure, measurement_of
+from distiller.apputils.results_card import Measurement, ResultsCard, build_card, measurement_of
 from distiller.apputils.scores import ScoreTracker
 from distiller.apputils.training_loop import evaluate, train_epoch
 from distiller.config import file_config
@@ -45,6 +45,7 @@ from distiller.errors import UsageError
 from distiller.model_summaries import total_macs
 from distiller.models import create_model, input_shape_for
 from distiller.names import named_parameters
+from distiller.quantization import rebuild_quantized, stored_params
 from distiller.scheduler import CompressionScheduler
 
 _LOG = logging.getLogger(__name__)
@@ -106,9 +107,12 @@ class ClassifierCompressor:
             num_classes=self.facts.num_classes,
             input_shape=(1, *self.input_shape),
         )
+        self.macs = total_macs(self.model, (1, *self.input_shape))
         if self.checkpoint is not None:
             for note in self.checkpoint.notes:
                 _LOG.warning("%s: %s", self.checkpoint.path, note)
+            if self.checkpoint.quantizer is not None:
+                rebuild_quantized(self.model, self.checkpoint.quantizer)
             load_state(self.model, self.checkpoint)
         self.model.to(self.device)
         self._dense: tuple[nn.Module, EvalResult] | None = None
@@ -135,6 +139,17 @@ class ClassifierCompressor:
             seed=self.seed,
             download=args.download,
         )
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the checkpoint was of a quantized model."""
+        return self.checkpoint is not None and self.checkpoint.quantizer is not None
+
+    def known_reference(self) -> Measurement | None:
+        """The figures of the uncompressed model that the checkpoint keeps."""
+        if self.checkpoint is None or self.checkpoint.extras.get("reference") is None:
+            return None
+        return measurement_of(self.checkpoint.extras["reference"], source=str(self.checkpoint.path))
 
     def make_optimizer(self) -> Optimizer:
         """The optimizer that the flags ask for."""
@@ -221,25 +236,25 @@ class ClassifierCompressor:
 
     def measure(self, model: nn.Module, result: EvalResult | None) -> Measurement:
         """The figures of a model of this architecture."""
-        return measure(
+        return self.card(result, model=model).measured
+
+    def card(
+        self, result: EvalResult | None, reference: Measurement | None = None, model: nn.Module | None = None
+    ) -> ResultsCard:
+        """The results card of this model, or of another one of its architecture."""
+        model = self.model if model is None else model
+        stored = stored_params(model)
+        return build_card(
             model,
             result,
             self.input_shape,
             self.args.batch_size,
             device=self.device,
-            macs=total_macs(model, (1, *self.input_shape)),
-        )
-
-    def card(self, result: EvalResult | None, **options: Any) -> ResultsCard:
-        """The results card of this model; `options` as of `build_card`."""
-        return build_card(
-            self.model,
-            result,
-            self.input_shape,
-            self.args.batch_size,
-            device=self.device,
-            macs=options.pop("macs", None) or total_macs(self.model, (1, *self.input_shape)),
-            **options,
+            macs=self.macs,
+            bits_by_param=stored.bits,
+            per_channel=stored.per_channel,
+            stored=stored.tensors,
+            reference=reference,
         )
 
     def _train_one_epoch(
@@ -339,9 +354,9 @@ class ClassifierCompressor:
 
     def _reference(self, start: int, scheduler: CompressionScheduler) -> Measurement | None:
         """What the run knows of the uncompressed model: the weights it starts from, if they were trained."""
-        known = self.checkpoint.extras.get("reference") if self.checkpoint else None
+        known = self.known_reference()
         if known is not None:
-            return measurement_of(known, source=str(self.checkpoint.path))
+            return known
         was_trained = self.checkpoint is not None or self.args.pretrained
         if start > 0 or not was_trained or scheduler.masks.masked():
             return None

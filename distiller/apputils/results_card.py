@@ -154,6 +154,7 @@ def build_card(
     macs: int | None = None,
     bits_by_param: Mapping[str, int] | None = None,
     per_channel: Collection[str] = (),
+    stored: Mapping[str, Tensor] | None = None,
     reference: Measurement | None = None,
     simulated: Sequence[str] = (),
 ) -> ResultsCard:
@@ -168,6 +169,7 @@ def build_card(
         macs: multiply-accumulates for one image.
         bits_by_param: width of each quantized weight, by its name in the state dict.
         per_channel: those that have a scale for each output channel.
+        stored: the tensors that a file of the model has to hold; default its state dict.
         reference: from `measure` of the dense model, `measurement_of` or `read_measurement`.
         simulated: statements to add to those that follow from the figures.
     """
@@ -180,6 +182,7 @@ def build_card(
         macs=macs,
         bits_by_param=bits_by_param,
         per_channel=per_channel,
+        stored=stored,
     )
     statements = [
         *([SIMULATED_QUANTIZATION] if bits_by_param else []),
@@ -199,6 +202,7 @@ def measure(
     macs: int | None = None,
     bits_by_param: Mapping[str, int] | None = None,
     per_channel: Collection[str] = (),
+    stored: Mapping[str, Tensor] | None = None,
 ) -> Measurement:
     """The figures of one model; arguments as of `build_card`.
 
@@ -208,7 +212,8 @@ def measure(
     """
     state = canonical_state_dict(model)
     bits_by_param = bits_by_param or {}
-    bytes_quantized = quantized_bytes(state, bits_by_param, per_channel) if bits_by_param else None
+    stored = state if stored is None else stored
+    bytes_quantized = quantized_bytes(stored, bits_by_param, per_channel) if bits_by_param else None
     # The weights of a quantized model are buffers: they count as parameters all the same.
     params = dict(named_parameters(model)) | {name: state[name] for name in bits_by_param}
     counts = {name: (value.numel(), _nonzeros(value)) for name, value in params.items()}
@@ -227,8 +232,8 @@ def measure(
         total_sparsity=_sparsity(parameters, nonzeros),
         macs=macs,
         bytes_checkpoint=serialized_bytes(state),
-        bytes_dense=dense_bytes(state),
-        bytes_sparse=sparse_bytes(state),
+        bytes_dense=dense_bytes(stored),
+        bytes_sparse=sparse_bytes(stored),
         bytes_quantized=bytes_quantized,
         latency_single=measure_latency(model, input_shape, 1, device=device),
         latency_batch=measure_latency(model, input_shape, batch_size, device=device),

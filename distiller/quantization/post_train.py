@@ -304,9 +304,12 @@ class PostTrainLinearQuantizer(Quantizer):
             and (reason := why_left_alone(layer, self._uses.get(name), stats.is_dynamic)) is not None
         }
         stats.check([n for n in layers if self.module_qbits_map[n].acts and n not in self._left_alone])
-        for reason in dict.fromkeys(self._left_alone.values()):
-            names = ", ".join(f"'{name}'" for name, why in self._left_alone.items() if why == reason)
-            warnings.warn(f"not quantized, since {reason}: {names}", stacklevel=5)
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self._left_alone.items():
+            if name in self._uses or kind_of(layers[name]) == "param":  # nothing of the others is lost
+                by_reason.setdefault(reason, []).append(f"'{name}'")
+        for reason, names in by_reason.items():
+            warnings.warn(f"not quantized, since {reason}: {', '.join(names)}", stacklevel=5)
 
     def _after_replacement(self, dummy_input: Any) -> None:
         connect_inputs(self._wrappers(), self._uses, self._layer_settings, self._layer_stats)

@@ -42,7 +42,7 @@ class _ProductWrapper(RangeLinearQuantWrapper):
             grid.largest_level for grid in self.input_grids.values()
         )
         accumulator = self.saturated(self.wrapped_module(*inputs), largest)
-        return self.rescaled(accumulator, self.accum_scale())
+        return self.rescaled(accumulator)
 
     def _products_summed(self, first: Tensor) -> int:
         return 1

@@ -115,11 +115,16 @@ class RangeLinearQuantWrapper(nn.Module, ABC):
         scale = self.accum_scale()
         return torch.clamp(accumulator, -limit * scale, (limit - 1) * scale)
 
-    def rescaled(self, values: Tensor, scale: Tensor) -> Tensor:
-        """Values as they are after the approximated change from `scale` to the output's."""
+    def rescaled(self, values: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Values as the approximated change of scale to the output's makes them.
+
+        Args:
+            values: real values.
+            scale: the scale they are at; None for `accum_scale`.
+        """
         if self.scale_approx_mult_bits is None or self.output_quant is None:
             return values
-        factor = scale / self.output_quant.scale
+        factor = (self.accum_scale() if scale is None else scale) / self.output_quant.scale
         return values * (affine.approximate_scale(factor, self.scale_approx_mult_bits) / factor)
 
     @property
@@ -222,8 +227,7 @@ class RangeLinearQuantParamLayerWrapper(RangeLinearQuantWrapper):
         axis = 0 if settings.per_channel else None
         rounded = affine.fake_quantize(rows, scale, zero_point, *settings.qrange, axis=axis)
         layer.weight = nn.Parameter(filters_back(rounded, layer), self._weight.requires_grad)
-        self.weight_scale, self.weight_zero_point = scale, zero_point
-        self._largest = None
+        self.weight_scale, self.weight_zero_point, self._largest = scale, zero_point, None
         self._quantize_bias()
 
     def connect(
@@ -247,7 +251,7 @@ class RangeLinearQuantParamLayerWrapper(RangeLinearQuantWrapper):
         else:
             accumulator = self.wrapped_module(x)
         accumulator = self.saturated(accumulator, self._largest_sum())
-        return self.rescaled(accumulator, self.accum_scale())
+        return self.rescaled(accumulator)
 
     def accum_scale(self) -> Tensor:
         """Input scale times weight scale; of per-channel weights in a shape that fits the output."""
@@ -273,8 +277,13 @@ class RangeLinearQuantParamLayerWrapper(RangeLinearQuantWrapper):
     @property
     def has_fixed_bias(self) -> bool:
         """Whether there is a bias and it was rounded to a fixed grid."""
+        return self._bias is not None and self.bits_bias is not None and self._has_fixed_scale
+
+    @property
+    def _has_fixed_scale(self) -> bool:
+        """Whether the accumulator's scale is known beforehand."""
         known = self.input_grids.get(0)
-        return None not in (self._bias, self.bits_bias, self.output_quant, known) and not known.is_dynamic  # type: ignore[union-attr]
+        return self.output_quant is not None and known is not None and not known.is_dynamic
 
     @property
     def _weight(self) -> Tensor:
@@ -288,7 +297,9 @@ class RangeLinearQuantParamLayerWrapper(RangeLinearQuantWrapper):
         if self.has_fixed_bias:
             assert self._bias is not None
             self.wrapped_module.bias = nn.Parameter(self._rounded_bias(), self._bias.requires_grad)
-            self._largest = None
+        self._largest = None
+        if self._has_fixed_scale:
+            self._largest_sum()
 
     def _rounded_bias(self) -> Tensor:
         """The bias on the accumulator's grid, (output channels,)."""
@@ -300,8 +311,8 @@ class RangeLinearQuantParamLayerWrapper(RangeLinearQuantWrapper):
         return affine.fake_quantize(self._bias.detach(), scale, torch.zeros_like(scale), qmin, qmax)
 
     def _largest_sum(self) -> float:
-        """The largest |accumulator| that can occur, in its units; infinite while the bias is not fixed."""
-        if self._bias is not None and not self.has_fixed_bias:
+        """The largest |accumulator| that can occur, in its units; infinite with a bias of unknown scale."""
+        if self._bias is not None and not self._has_fixed_scale:
             return float("inf")
         if self._largest is None:
             rows = filters_first(self._weight.detach(), self.wrapped_module).flatten(1)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from distiller.errors import QuantizationError, UnknownNameError, did_you_mean
-from distiller.names import canonical, find_module, named_modules, owner, strip_wrappers, unwrap
+from distiller.graph import is_leaf
+from distiller.names import canonical, named_modules, strip_wrappers, unwrap
 from distiller.quantization.affine import check_bits
 from distiller.registry import QUANTIZERS
 
@@ -75,7 +76,8 @@ class Quantizer(ABC):
         default = {"bits_activations": bits_activations, "bits_weights": bits_weights, "bits_bias": bits_bias}
         self.default_qbits = _qbits(default, "")
         self.layers = leaf_modules(model)
-        self.override_keys = match_overrides(self.overrides, list(self.layers), _containers(model))
+        containers = {name for name, _ in named_modules(unwrap(model)) if name and name not in self.layers}
+        self.override_keys = match_overrides(self.overrides, list(self.layers), containers)
         self.module_qbits_map: dict[str, QBits] = {}
         self.module_overrides_map: dict[str, dict[str, Any]] = {}
         for name, module in self.layers.items():
@@ -145,9 +147,9 @@ class Quantizer(ABC):
         return self.default_replacement_fn
 
     def _replace_layers(self) -> None:
-        inner = unwrap(self.model)
+        modules = dict(named_modules(unwrap(self.model)))
         for name in self.layers:
-            module = find_module(inner, name)
+            module = modules[name]
             if isinstance(module, self.replacement_blacklist):
                 continue
             replace, overrides = self._replacement_fn(module), self.module_overrides_map[name]
@@ -196,12 +198,12 @@ def leaf_modules(model: nn.Module) -> dict[str, nn.Module]:
     Attention and transformer layers of torch.nn count as one: they read their children's weights
     past the children.
     """
-    containers = _containers(model)
-    opaque = tuple(f"{name}." for name, module in named_modules(unwrap(model)) if isinstance(module, _OPAQUE))
+    modules = list(named_modules(unwrap(model)))
+    opaque = tuple(f"{name}." for name, module in modules if isinstance(module, _OPAQUE))
     return {
         name: module
-        for name, module in named_modules(unwrap(model))
-        if (name not in containers or isinstance(module, _OPAQUE)) and not name.startswith(opaque)
+        for name, module in modules
+        if (is_leaf(module) or isinstance(module, _OPAQUE)) and not name.startswith(opaque)
     }
 
 
@@ -263,11 +265,6 @@ def _unmatched(
             f"write '{key}\\..*' for all layers in it"
         )
     return f"overrides: '{key}' matches no layer of the model{did_you_mean(strip_wrappers(key), layers)}"
-
-
-def _containers(model: nn.Module) -> set[str]:
-    names = [name for name, _ in named_modules(unwrap(model)) if name]
-    return {owner(name) for name in names}
 
 
 def _checked_overrides(overrides: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,54 @@
+"""What every registered model must do, on data of any shape; a few of torchvision's among them."""
+
+import pytest
+import torch
+
+from distiller.dataset_facts import DATASET_FACTS
+from distiller.models import create_model, input_shape_for
+from distiller.names import canonical, named_parameters
+from distiller.registry import MODELS
+
+ARCHS = [*sorted(MODELS), "resnet18", "mobilenet_v2", "squeezenet1_1"]
+# Torchvision's models scale 8x8 images to 224x224: too slow here, and the same path as their native size.
+CASES = [
+    (arch, dataset)
+    for arch in ARCHS
+    for dataset in ("mnist", "cifar10", "digits")
+    if arch in MODELS or dataset != "digits"
+]
+
+
+@pytest.mark.parametrize(("arch", "dataset"), CASES)
+def test_model_gives_a_score_for_each_class(arch, dataset):
+    facts = DATASET_FACTS[dataset]
+    model = create_model(False, dataset, arch)
+    shape = input_shape_for(arch, facts.channels, facts.size)
+    assert model.input_shape == (1, *shape)
+    with torch.no_grad():
+        assert model.train()(torch.randn(2, *shape)).shape == (2, facts.num_classes)
+        assert model.eval()(torch.randn(2, *shape)).shape == (2, facts.num_classes)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_state_round_trips_into_a_second_model(arch):
+    first, second = (create_model(False, "cifar10", arch).eval() for _ in range(2))
+    second.load_state_dict(first.state_dict())
+    x = torch.randn(2, 3, *first.input_shape[2:])
+    with torch.no_grad():
+        assert torch.equal(first(x), second(x))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_parameter_name_is_canonical(arch):
+    model = create_model(False, "cifar10", arch)
+    raw = [name for name, _ in model.named_parameters()]
+    assert raw == [name for name, _ in named_parameters(model)] == [canonical(name, model) for name in raw]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_weights_depend_on_the_seed_alone(arch):
+    states = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        states.append(create_model(False, "mnist", arch).state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
