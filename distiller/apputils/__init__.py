@@ -1,1 +1,32 @@
-"""."""
+"""What a program around the library needs: data, training loop, checkpoints, results."""
+
+from distiller.apputils.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_lean_checkpoint,
+    load_state,
+    read_checkpoint,
+    save_checkpoint,
+)
+from distiller.apputils.data_loaders import DataBundle, load_data
+from distiller.apputils.determinism import set_deterministic
+from distiller.apputils.image_classifier import ClassifierCompressor
+from distiller.apputils.results_card import ResultsCard, build_card
+from distiller.apputils.training_loop import evaluate, train_epoch
+
+__all__ = [
+    "Checkpoint",
+    "ClassifierCompressor",
+    "DataBundle",
+    "ResultsCard",
+    "build_card",
+    "evaluate",
+    "load_checkpoint",
+    "load_data",
+    "load_lean_checkpoint",
+    "load_state",
+    "read_checkpoint",
+    "save_checkpoint",
+    "set_deterministic",
+    "train_epoch",
+]

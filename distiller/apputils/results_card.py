@@ -280,7 +280,7 @@ def ratios(measured: Measurement, reference: Measurement) -> dict[str, float]:
     """Reference over this model, for what is better when smaller: 4.0 is four times smaller, or faster.
 
     Sizes are compared with the reference's dense size. Latencies only when both were
-    measured with the same batch, threads and device.
+    measured in this run, with the same batch, threads and device.
     """
     pairs: dict[str, tuple[float | None, float | None]] = {
         "parameters": (reference.parameters, measured.parameters),
@@ -293,7 +293,8 @@ def ratios(measured: Measurement, reference: Measurement) -> dict[str, float]:
     }
     for name in ("latency_single", "latency_batch"):
         ours, theirs = getattr(measured, name), getattr(reference, name)
-        if ours and theirs and _conditions(ours) == _conditions(theirs):
+        is_comparable = ours and theirs and _conditions(ours) == _conditions(theirs) and not reference.source
+        if is_comparable:
             pairs[name] = (theirs.median_s, ours.median_s)
     return {name: before / after for name, (before, after) in pairs.items() if before is not None and after}
 

@@ -1,1 +1,28 @@
-"""."""
+"""What a run measures and where the numbers go: activation statistics, loggers."""
+
+from distiller.data_loggers.collector import ActivationCollector, collector_context
+from distiller.data_loggers.loggers import (
+    CsvLogger,
+    EpochRecord,
+    Logger,
+    NullLogger,
+    PythonLogger,
+    TensorBoardLogger,
+)
+from distiller.data_loggers.quant_stats import QuantCalibrationStatsCollector, collect_quant_stats
+from distiller.data_loggers.stats_file import check_stats, load_stats
+
+__all__ = [
+    "ActivationCollector",
+    "CsvLogger",
+    "EpochRecord",
+    "Logger",
+    "NullLogger",
+    "PythonLogger",
+    "QuantCalibrationStatsCollector",
+    "TensorBoardLogger",
+    "check_stats",
+    "collect_quant_stats",
+    "collector_context",
+    "load_stats",
+]

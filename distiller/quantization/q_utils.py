@@ -7,7 +7,7 @@ Everything else in this package uses PyTorch's convention (`affine.py`).
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ Number: TypeAlias = float | Tensor
 
 def symmetric_linear_quantization_params(
     num_bits: int, saturation_val: Number, restrict_qrange: bool = False
-) -> tuple[Number, Number]:
+) -> tuple[Any, Any]:
     """Scale n / saturation_val and zero point 0, n = (2^b - 1) / 2, or 2^(b-1) - 1 when restricted.
 
     Args:
@@ -49,7 +49,7 @@ def asymmetric_linear_quantization_params(
     saturation_max: Number,
     integral_zero_point: bool = True,
     signed: bool = False,
-) -> tuple[Number, Number]:
+) -> tuple[Any, Any]:
     """Scale (2^b - 1) / (max - min) and zero point scale * min (+ 2^(b-1) when signed).
 
     The range is widened to contain 0; an empty range gives scale 1.
@@ -156,7 +156,7 @@ def get_tensor_mean_n_stds_min_max(
     return lo.mean(), hi.mean()
 
 
-def approx_scale_as_mult_and_shift(fp32_scale: Number, mult_bits: int) -> Number:
+def approx_scale_as_mult_and_shift(fp32_scale: Number, mult_bits: int) -> Any:
     """floor(scale * 2^n) / 2^n with n = floor(log2((2^mult_bits - 1) / scale))."""
     if isinstance(fp32_scale, Tensor):
         return affine.approximate_scale(fp32_scale, mult_bits)
@@ -178,5 +178,5 @@ def _tensor(value: Number) -> tuple[Tensor, bool]:
     return torch.tensor(value, dtype=torch.float64), True
 
 
-def _as_given(scale: Tensor, zero_point: Tensor, as_numbers: bool) -> tuple[Number, Number]:
+def _as_given(scale: Tensor, zero_point: Tensor, as_numbers: bool) -> tuple[Any, Any]:
     return (scale.item(), zero_point.item()) if as_numbers else (scale, zero_point)

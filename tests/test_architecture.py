@@ -1,0 +1,165 @@
+"""The rules of docs/architecture.md that a machine can check."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY = ROOT / "distiller"
+FILES = sorted(LIBRARY.rglob("*.py"))
+
+# Lower layers first; a file may import from its own layer and those before it.
+LAYERS = (
+    ("errors", "registry", "atomic_file", "interfaces", "names", "masks", "norms", "tensor_stats", "modules",
+     "dataset_facts", "dummy_input", "legacy_names"),
+    ("macs", "graph_trace", "graph", "model_transforms", "schedule_yaml", "signatures", "models"),
+    ("pruning", "data_loggers", "quantization", "learning_rate"),
+    ("policy", "scheduler", "config", "model_summaries"),
+    ("sensitivity", "export"),
+    ("apputils",),
+)  # fmt: skip
+LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+TREES = {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+
+
+def imports(tree: ast.AST, at_run_time_only: bool = False) -> set[str]:
+    """The modules of the library that a file imports, `from package import module` resolved to the module."""
+    skipped = set()
+    if at_run_time_only:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+                skipped.update(id(inner) for inner in ast.walk(node))
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names if alias.name.split(".")[0] == "distiller")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "distiller":
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found.add(full if full in TREES else str(node.module))
+    return found
+
+
+def layer(name: str) -> int:
+    return LAYER_OF[name.split(".")[1]]
+
+
+def inner_modules():
+    return [name for name in TREES if name != "distiller"]
+
+
+def test_every_file_has_its_layer():
+    assert {name.split(".")[1] for name in inner_modules()} == set(LAYER_OF)
+
+
+@pytest.mark.parametrize("name", inner_modules())
+def test_imports_point_downwards(name):
+    upwards = [other for other in imports(TREES[name], at_run_time_only=True) if layer(other) > layer(name)]
+    assert upwards == []
+
+
+def test_there_is_no_import_cycle():
+    graph = {name: imports(TREES[name], at_run_time_only=True) - {name} for name in inner_modules()}
+    # A package's __init__ re-exports its files; importing a file of one's own package is no cycle through it.
+    graph = {name: {other for other in others if not name.startswith(f"{other}.")} for name, others in graph.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"import cycle: {' -> '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("name", inner_modules())
+def test_the_library_never_imports_itself_as_a_whole(name):
+    assert "distiller" not in imports(TREES[name])
+
+
+def calls(tree: ast.AST):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func)
+
+
+@pytest.mark.parametrize("name", list(TREES))
+def test_the_library_neither_prints_nor_parses_nor_configures_logging(name):
+    tree = TREES[name]
+    assert not {"print", "logging.basicConfig", "logging.config.dictConfig", "sys.exit", "exit"}.intersection(calls(tree))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert not imported.intersection({"argparse", "logging.config"})
+
+
+@pytest.mark.parametrize("name", list(TREES))
+def test_no_star_imports(name):
+    assert not any(
+        alias.name == "*" for node in ast.walk(TREES[name]) if isinstance(node, ast.ImportFrom) for alias in node.names
+    )
+
+
+@pytest.mark.parametrize("name", list(TREES))
+def test_no_exception_is_swallowed(name):
+    """No bare `except`, and no handler that only passes."""
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"line {node.lineno}: bare except"
+            assert not (len(node.body) == 1 and isinstance(node.body[0], ast.Pass)), f"line {node.lineno}: swallowed"
+
+
+@pytest.mark.parametrize("name", list(TREES))
+def test_every_module_says_what_it_does(name):
+    docstring = ast.get_docstring(TREES[name])
+    assert docstring
+    assert len(docstring) > 20
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_stays_readable_in_one_sitting(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_there_is_no_drawer():
+    assert not [path.name for path in FILES if path.stem in ("utils", "common", "helpers", "misc")]
+
+
+@pytest.mark.parametrize("name", inner_modules())
+def test_names_of_wrappers_are_known_to_names_only(name):
+    if name == "distiller.names":
+        return
+    texts = [node.value for node in ast.walk(TREES[name]) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    documentation = {
+        ast.get_docstring(node, clean=False)
+        for node in ast.walk(TREES[name])
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+    }
+    for text in texts:
+        if text not in documentation:
+            assert not text.startswith(("module.", "_orig_mod")), text
+            assert "parametrizations." not in text
+
+
+def test_no_path_of_a_developers_machine_is_committed():
+    import re
+    import subprocess
+
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("not a git work tree: the list of committed files is not at hand")
+    pattern = re.compile(rb"/(work|root|farm)/|/tmp/[a-z]/")
+    me = Path(__file__).name
+    found = [
+        name
+        for name in listed.stdout.splitlines()
+        if Path(name).name != me and (ROOT / name).is_file() and pattern.search((ROOT / name).read_bytes())
+    ]
+    assert found == []
