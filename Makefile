@@ -20,6 +20,27 @@ $(READY): requirements.txt requirements-dev.txt
 	rm -f $(VENV)/.ready-*
 	touch $@
 
+# Each step is a plain command line, echoed before it runs: the demo is the tutorial.
+LENET = $(RUN) --arch lenet5 --dataset digits -b 64 --seed 0 -p 50
+DENSE = $(DEMO)/dense/latest_log_dir/checkpoint.pth.tar
+
+demo: setup
+	rm -rf $(DEMO)
+	@echo; echo "== 1. Train a small network"
+	$(LENET) -o $(DEMO)/dense --epochs 15 --lr 0.02
+	@echo; echo "== 2. Prune it under a schedule: 90 % of its weights"
+	$(LENET) -o $(DEMO)/pruned --epochs 20 --lr 0.02 --compress schedules/agp/lenet5_digits.yaml \
+	    --resume-from $(DENSE) --reset-optimizer
+	@echo; echo "== 3. Sweep the sensitivity of the dense network's layers"
+	$(LENET) -o $(DEMO)/sweep --sense element --exp-load-weights-from $(DENSE)
+	@echo; echo "== 4. Collect activation statistics on a fifth of the training set"
+	$(LENET) -o $(DEMO)/stats --qe-calibration 0.2 --exp-load-weights-from $(DENSE)
+	@echo; echo "== 5. Quantize to 8 bits with them"
+	$(LENET) -o $(DEMO)/int8 --evaluate --quantize-eval --qe-per-channel --qe-mode-acts asym_u \
+	    --qe-stats-file $(DEMO)/stats/latest_log_dir/acts_quantization_stats.yaml \
+	    --exp-load-weights-from $(DENSE)
+	@echo; echo "== Done. The results cards are above; the plot is $(DEMO)/sweep/latest_log_dir/sensitivity.png"
+
 test: setup
 	$(PY) -m pytest -n 2 -m "not slow"
 

@@ -14,7 +14,7 @@ from distiller.quantization import q_utils
         (8, 4, False, 31.875),
         (8, 4, True, 31.75),
         (8, 0, False, 1.0),
-        (4, 2.5, True, 2.8),
+        (4, 2, True, 3.5),
         (8, 10, False, 12.75),
     ],
 )
