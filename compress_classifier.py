@@ -392,6 +392,7 @@ def set_up_console(verbose: bool) -> MemoryHandler:
 
 def make_run(args: argparse.Namespace, early: MemoryHandler) -> Run:
     """The run folder with its log file and loggers, and what the run runs on in the log."""
+    from distiller.apputils import classifier_jobs as jobs
     from distiller.apputils.experiment import create_run_folder, environment
     from distiller.apputils.image_classifier import Run
     from distiller.data_loggers.loggers import CsvLogger, PythonLogger, TensorBoardLogger
@@ -407,6 +408,8 @@ def make_run(args: argparse.Namespace, early: MemoryHandler) -> Run:
     LOG.info("Log file for this run: %s", folder.log_file)
     for key, value in environment([sys.executable, *sys.argv], Path(__file__).parent).items():
         LOG.debug("%s: %s", key, value)
+    if jobs.choose_job(args) is not jobs.train:
+        return Run(folder)
     return Run(folder, (PythonLogger(LOG), TensorBoardLogger(folder.path), CsvLogger(folder.path)))
 
 

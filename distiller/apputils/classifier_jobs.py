@@ -130,7 +130,7 @@ def quantize_and_evaluate(compressor: ClassifierCompressor) -> ResultsCard:
     _LOG.info("--- test after quantization (simulated) ---------------------")
     after = compressor.test()
     reference = compressor.measure(dense, before)
-    card = compressor.card(after, reference)
+    card = compressor.card(after, reference, dense)
     extras = {"quantized_top1": after.top1, "reference": asdict(reference)}
     name = f"{args.name}_quantized" if args.name else "quantized"
     path = save_checkpoint(0, args.arch, compressor.model, extras=extras, name=name, dir=folder)

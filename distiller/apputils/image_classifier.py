@@ -115,7 +115,7 @@ class ClassifierCompressor:
                 rebuild_quantized(self.model, self.checkpoint.quantizer)
             load_state(self.model, self.checkpoint)
         self.model.to(self.device)
-        self._dense: tuple[nn.Module, EvalResult] | None = None
+        self._dense: nn.Module | None = None
 
     @cached_property
     def run(self) -> Run:
@@ -219,9 +219,7 @@ class ClassifierCompressor:
         _LOG.info("--- test ---------------------")
         with scheduler.masked():
             result = self.test()
-            if self._dense is not None:  # measured again, so that latencies are of the same minute
-                reference = self.measure(*self._dense)
-            return scheduler, self.card(result, reference=reference)
+            return scheduler, self.card(result, reference, self._dense)
 
     def validate(self, epoch: int | None = None) -> EvalResult:
         """Evaluate on the validation set."""
@@ -236,13 +234,18 @@ class ClassifierCompressor:
 
     def measure(self, model: nn.Module, result: EvalResult | None) -> Measurement:
         """The figures of a model of this architecture."""
-        return self.card(result, model=model).measured
+        return self._card(model, result).measured
 
     def card(
-        self, result: EvalResult | None, reference: Measurement | None = None, model: nn.Module | None = None
+        self,
+        result: EvalResult | None,
+        reference: Measurement | None = None,
+        reference_model: nn.Module | None = None,
     ) -> ResultsCard:
-        """The results card of this model, or of another one of its architecture."""
-        model = self.model if model is None else model
+        """The results card of this model; arguments as of `build_card`."""
+        return self._card(self.model, result, reference=reference, reference_model=reference_model)
+
+    def _card(self, model: nn.Module, result: EvalResult | None, **options: Any) -> ResultsCard:
         stored = stored_params(model)
         return build_card(
             model,
@@ -254,7 +257,7 @@ class ClassifierCompressor:
             bits_by_param=stored.bits,
             per_channel=stored.per_channel,
             stored=stored.tensors,
-            reference=reference,
+            **options,
         )
 
     def _train_one_epoch(
@@ -361,9 +364,8 @@ class ClassifierCompressor:
         if start > 0 or not was_trained or scheduler.masks.masked():
             return None
         _LOG.info("--- test of the model to start from ---------------------")
-        model = copy.deepcopy(self.model)
-        self._dense = (model, self.test(model))
-        return self.measure(*self._dense)
+        self._dense = copy.deepcopy(self.model)
+        return self.measure(self._dense, self.test(self._dense))
 
     def _choose_seed(self) -> int:
         if self.args.seed is not None:

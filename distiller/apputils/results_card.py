@@ -11,7 +11,7 @@ import json
 import math
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from distiller.apputils.intervals import wilson_interval
 from distiller.apputils.meters import EvalResult
 from distiller.atomic_file import write_whole
 from distiller.errors import UsageError
-from distiller.export.latency import Latency, measure_latency
+from distiller.export.latency import Latency, measure_latencies, measure_latency
 from distiller.export.size import dense_bytes, quantized_bytes, serialized_bytes, sparse_bytes
 from distiller.names import canonical_state_dict, named_parameters
 
@@ -156,6 +156,7 @@ def build_card(
     per_channel: Collection[str] = (),
     stored: Mapping[str, Tensor] | None = None,
     reference: Measurement | None = None,
+    reference_model: nn.Module | None = None,
     simulated: Sequence[str] = (),
 ) -> ResultsCard:
     """Measure a model and set it beside a reference.
@@ -171,6 +172,8 @@ def build_card(
         per_channel: those that have a scale for each output channel.
         stored: the tensors that a file of the model has to hold; default its state dict.
         reference: from `measure` of the dense model, `measurement_of` or `read_measurement`.
+        reference_model: of which `reference` is; when given, the latencies of both are measured anew,
+            side by side.
         simulated: statements to add to those that follow from the figures.
     """
     measured = measure(
@@ -184,6 +187,10 @@ def build_card(
         per_channel=per_channel,
         stored=stored,
     )
+    if reference is not None and reference_model is not None:
+        for name, size in (("latency_single", 1), ("latency_batch", batch_size)):
+            ours, theirs = measure_latencies([model, reference_model], input_shape, size, device=device)
+            measured, reference = replace(measured, **{name: ours}), replace(reference, **{name: theirs})
     statements = [
         *([SIMULATED_QUANTIZATION] if bits_by_param else []),
         *([SIMULATED_SPARSITY] if measured.weight_sparsity >= 0.01 else []),

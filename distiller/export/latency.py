@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,42 +48,74 @@ def measure_latency(
     min_time: float = 0.5,
     max_repeats: int = 1000,
 ) -> Latency:
-    """Time forward passes in evaluation and inference mode, after a warm-up.
+    """`measure_latencies` of one model."""
+    return measure_latencies(
+        [model],
+        input_shape,
+        batch_size,
+        device=device,
+        warmup=warmup,
+        min_time=min_time,
+        max_repeats=max_repeats,
+    )[0]
 
-    The modes of all modules are afterwards as before, and the input takes nothing from
-    torch's global random numbers.
+
+def measure_latencies(
+    models: Sequence[nn.Module],
+    input_shape: Sequence[int],
+    batch_size: int,
+    *,
+    device: torch.device | str = "cpu",
+    warmup: int = 2,
+    min_time: float = 0.5,
+    max_repeats: int = 1000,
+) -> list[Latency]:
+    """Time forward passes in evaluation and inference mode, after a warm-up, the models taking turns.
+
+    What else the machine does meanwhile so weighs on all of them alike. The modes of all
+    modules are afterwards as before, and the input takes nothing from torch's global random numbers.
 
     Args:
-        model: takes one tensor; on `device`.
+        models: each takes one tensor; on `device`.
         input_shape: of one image, without the batch: (channels, height, width).
         batch_size: images in a pass.
-        device: where the model is.
-        warmup: passes that are not counted; fewer when `min_time` is over.
-        min_time: seconds to go on for, in the warm-up and again in the measurement. A pass that
-            has begun is finished, and one is always measured.
-        max_repeats: passes at most.
+        device: where the models are.
+        warmup: passes of each that are not counted; fewer when `min_time` is over.
+        min_time: seconds for each model to go on for, in the warm-up and again in the measurement.
+            A round that has begun is finished, and one is always measured.
+        max_repeats: passes of each model at most.
     """
     device = torch.device(device)
-    images = _random_images((batch_size, *input_shape), model, device)
-    seconds: list[float] = []
-    with _evaluation_mode(model), torch.inference_mode():
-        warm = time.perf_counter() + min_time
-        for _ in range(warmup):
-            model(images)
-            _wait_for(device)
-            if time.perf_counter() >= warm:
-                break
-        end = time.perf_counter() + min_time
-        while True:
-            begin = time.perf_counter()
-            model(images)
-            _wait_for(device)
-            now = time.perf_counter()
-            seconds.append(now - begin)
-            if now >= end or len(seconds) >= max_repeats:
-                break
-    p10, median, p90 = np.percentile(seconds, (10, 50, 90)).tolist()
-    return Latency(median, p10, p90, len(seconds), batch_size, torch.get_num_threads(), str(device))
+    with ExitStack() as modes:
+        for model in models:
+            modes.enter_context(_evaluation_mode(model))
+        modes.enter_context(torch.inference_mode())
+        images = [_random_images((batch_size, *input_shape), model, device) for model in models]
+
+        def rounds(most: int) -> list[list[float]]:
+            """Seconds by round and model."""
+            found: list[list[float]] = []
+            end = time.perf_counter() + min_time * len(models)
+            while len(found) < most and (not found or time.perf_counter() < end):
+                found.append([_seconds(model, x, device) for model, x in zip(models, images, strict=True)])
+            return found
+
+        if warmup:
+            rounds(warmup)
+        by_model = np.array(rounds(max_repeats)).T
+    threads = torch.get_num_threads()
+    return [
+        Latency(median, p10, p90, len(seconds), batch_size, threads, str(device))
+        for seconds in by_model
+        for p10, median, p90 in [np.percentile(seconds, (10, 50, 90)).tolist()]
+    ]
+
+
+def _seconds(model: nn.Module, images: Tensor, device: torch.device) -> float:
+    begin = time.perf_counter()
+    model(images)
+    _wait_for(device)
+    return time.perf_counter() - begin
 
 
 def _random_images(shape: Sequence[int], model: nn.Module, device: torch.device) -> Tensor:

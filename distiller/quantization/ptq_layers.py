@@ -166,7 +166,8 @@ class RangeLinearQuantParamLayerWrapper(RangeLinearQuantWrapper):
         bits_bias: width of the bias; None leaves it in floating point.
         bits_accum: as in the base class.
         scale_approx_mult_bits: as in the base class.
-        save_fp_weights: keep the full-precision weight as buffer `float_weight` of the layer.
+        save_fp_weights: keep the full-precision weight and bias as buffers `float_weight` and `float_bias`
+            of the layer.
 
     Attributes:
         weight_scale: scalar, or (output channels,).
@@ -200,6 +201,8 @@ class RangeLinearQuantParamLayerWrapper(RangeLinearQuantWrapper):
         self.bits_bias = bits_bias
         if save_fp_weights:
             wrapped_module.register_buffer("float_weight", self._weight.detach().clone())
+            if self._bias is not None:
+                wrapped_module.register_buffer("float_bias", self._bias.detach().clone())
         self.register_buffer("weight_scale", torch.ones(()))
         self.register_buffer("weight_zero_point", torch.zeros((), dtype=torch.int32))
         self._largest: float | None = None
@@ -308,7 +311,8 @@ class RangeLinearQuantParamLayerWrapper(RangeLinearQuantWrapper):
             return self._bias
         scale = self.accum_scale().flatten()
         qmin, qmax = affine.get_quantized_range(self.bits_bias)
-        return affine.fake_quantize(self._bias.detach(), scale, torch.zeros_like(scale), qmin, qmax)
+        bias: Tensor = getattr(self.wrapped_module, "float_bias", self._bias).detach()
+        return affine.fake_quantize(bias, scale, torch.zeros_like(scale), qmin, qmax)
 
     def _largest_sum(self) -> float:
         """The largest |accumulator| that can occur, in its units; infinite with a bias of unknown scale."""

@@ -193,7 +193,7 @@ def _member(kind: type[_EnumT], value: Any, where: str) -> _EnumT:
     names = list(kind.__members__)
     if isinstance(value, str) and value.upper() in names:
         return kind[value.upper()]
-    hint = did_you_mean(str(value).upper(), names)
+    hint = did_you_mean(value.upper(), names) if isinstance(value, str) else ""
     raise QuantizationError(f"{where}: must be one of {', '.join(names)}, got {value!r}{hint}")
 
 

@@ -44,6 +44,11 @@ def stored_params(model: nn.Module) -> StoredParams:
             per_channel.add(weight)
         if module.has_fixed_bias and module.bits_bias is not None:
             bits[bias] = module.bits_bias
-        for helper in ("weight_scale", "weight_zero_point", "wrapped_module.float_weight"):
+        for helper in (
+            "weight_scale",
+            "weight_zero_point",
+            "wrapped_module.float_weight",
+            "wrapped_module.float_bias",
+        ):
             tensors.pop(f"{prefix}{helper}", None)
     return StoredParams(tensors, bits, frozenset(per_channel))

@@ -2,8 +2,11 @@
 
     axis      | applies to                                     | level s prunes
     element   | weights of two and more dimensions             | the floor(s n) smallest of n elements
-    filter    | weights of convolutions, (out, in/groups, ...) | the floor(s n) of n filters (dim 0) of least mean |w|
-    channel   | the same                                       | the floor(s n) of n channels (dim 1) of least mean |w|
+    filter    | weights of convolutions, (out, in/groups, ...) | the floor(s n) of n filters, dim 0
+    channel   | the same                                       | the floor(s n) of n channels, dim 1
+
+Filters and channels are ranked by their mean |w|. A convolution with a single one is left out:
+there is nothing to choose from, and its flat curve would look like insensitivity.
 
 Knows nothing about models or how a compressed model is judged.
 """
@@ -18,7 +21,7 @@ from torch import Tensor
 
 from distiller.errors import UnknownNameError, UsageError, did_you_mean
 from distiller.pruning.criteria import create_mask_level_criterion
-from distiller.pruning.ranked_structures import ranked_structure_mask
+from distiller.pruning.ranking import ranked_structure_mask
 from distiller.sensitivity.curves import clean_level
 
 _SMALLEST_STEP = 1e-6
@@ -50,7 +53,8 @@ def find_axis(name: str) -> Axis:
     """
     if name.lower() not in AXES:
         raise UnknownNameError(
-            f"sensitivity: unknown axis '{name}', not one of {', '.join(AXES)}{did_you_mean(name.lower(), AXES)}"
+            f"sensitivity: unknown axis '{name}', not one of {', '.join(AXES)}"
+            f"{did_you_mean(name.lower(), AXES)}"
         )
     return AXES[name.lower()]
 
@@ -71,8 +75,8 @@ def sparsity_levels(start: float, stop: float, step: float) -> tuple[float, ...]
     """
     if not 0 <= start <= stop <= 1:
         raise UsageError(
-            f"sensitivity range: start and stop must satisfy 0 <= start <= stop <= 1, got {start:g} and {stop:g}; "
-            "sparsity is a fraction, as in '0 0.95 0.05'"
+            "sensitivity range: start and stop must satisfy 0 <= start <= stop <= 1, "
+            f"got {start:g} and {stop:g}; sparsity is a fraction, as in '0 0.95 0.05'"
         )
     if not _SMALLEST_STEP <= step <= 1:
         raise UsageError(
@@ -123,7 +127,14 @@ AXES: dict[str, Axis] = {
     axis.name: axis
     for axis in (
         Axis("element", _is_matrix_or_kernel, _prune_elements, "weights of two or more dimensions"),
-        Axis("filter", _has_several(0), _prune_structures("Filters"), "convolution weights of several filters"),
-        Axis("channel", _has_several(1), _prune_structures("Channels"), "convolution weights of several channels"),
+        Axis(
+            "filter", _has_several(0), _prune_structures("Filters"), "convolution weights of several filters"
+        ),
+        Axis(
+            "channel",
+            _has_several(1),
+            _prune_structures("Channels"),
+            "convolution weights of several channels",
+        ),
     )
 }

@@ -85,8 +85,8 @@ def applicable_parameters(model: nn.Module, axis: Axis, names: Iterable[str]) ->
     found = tuple(name for name in requested if axis.applies_to(name, parameters[name]))
     if not found:
         raise UsageError(
-            f"sensitivity: axis '{axis.name}' takes {axis.takes}, got {len(requested)} parameters without one; "
-            "choose another axis or other parameters"
+            f"sensitivity: axis '{axis.name}' takes {axis.takes}, "
+            f"got {len(requested)} parameters without one; choose another axis or other parameters"
         )
     return found
 

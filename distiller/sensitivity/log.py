@@ -133,7 +133,8 @@ class SensitivityLog:
             for level, score in points.items():
                 if name not in self.settings.parameters or level not in self.settings.levels:
                     raise SensitivityError(
-                        f"{self.path}: '{name}' at {level!r} is no point of the sweep in {SETTINGS_NAME}; {_REMEDY}"
+                        f"{self.path}: '{name}' at {level!r} is no point of the sweep in {SETTINGS_NAME}; "
+                        f"{_REMEDY}"
                     )
                 self.finished[name, level] = score
         return kept
@@ -160,7 +161,9 @@ def _read_settings(path: Path) -> dict[str, Any]:
     except ValueError as error:  # no JSON, or no text
         raise SensitivityError(f"{path}: not the settings of a sweep, {error}; {_REMEDY}") from error
     if not isinstance(found, dict):
-        raise SensitivityError(f"{path}: not the settings of a sweep, got a {type(found).__name__}; {_REMEDY}")
+        raise SensitivityError(
+            f"{path}: not the settings of a sweep, got a {type(found).__name__}; {_REMEDY}"
+        )
     return found
 
 

@@ -2,7 +2,7 @@
 
 Up to 12 parameters share one panel; more are spread over panels of up to 8, in the order of
 the model, every panel with all other curves in grey behind; beyond 64 they are the rows of a
-heat map. Colours run with the depth, dark (first) to light (last).
+heat map. Within a panel the colours run with the depth, dark (first) to light (last).
 Knows nothing about how the scores were measured, and nothing of pyplot's global state.
 """
 
@@ -18,6 +18,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from distiller.errors import UsageError, did_you_mean
@@ -31,7 +32,13 @@ MOST_AS_LINES = 64
 _METRICS = {"top1": "Top-1 accuracy (%)", "top5": "Top-5 accuracy (%)", "loss": "Loss"}
 _SHORT_METRICS = {"top1": "top-1 {:.2f} %", "top5": "top-5 {:.2f} %", "loss": "loss {:.4g}"}
 _LINE_STYLES = ("-", "--", "-.", ":")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "d")  # one for each curve of a panel
+_CHANGES = {
+    "top1": "Drop of top-1 accuracy from {} (points)",
+    "top5": "Drop of top-5 accuracy from {} (points)",
+    "loss": "Rise of the loss from {}",
+}
+_X_LABEL = "Sparsity of the one pruned parameter (%)"
 _DENSE_COLOUR = "black"
 _BEHIND = "0.87"
 _SUFFIX = ".weight"
@@ -100,18 +107,19 @@ def sensitivity_figure(
     return figure
 
 
-def _curves(sensitivities: Mapping[str, Mapping[float, tuple[float, float, float]]], column: int) -> list[_Curve]:
-    count = len(sensitivities)
-    per_panel = _per_panel(count)
-    colours = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.92, count))
+def _curves(
+    sensitivities: Mapping[str, Mapping[float, tuple[float, float, float]]], column: int
+) -> list[_Curve]:
+    per_panel = _per_panel(len(sensitivities))
+    colours = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.92, per_panel))
     curves = []
     for index, (name, points) in enumerate(sensitivities.items()):
         levels = sorted(points)
         place = index % per_panel
         style = {
-            "color": colours[index],
+            "color": colours[place],
             "linestyle": _LINE_STYLES[place % len(_LINE_STYLES)],
-            "marker": _MARKERS[place % len(_MARKERS)],
+            "marker": _MARKERS[place],
         }
         scores = np.array([points[level][column] for level in levels], dtype=float)
         curves.append(_Curve(_label(name), 100 * np.array(levels, dtype=float), scores, style))
@@ -133,9 +141,11 @@ def _draw_panels(figure: Figure, curves: Sequence[_Curve], dense: float | None, 
         for curve in curves if panels > 1 else ():
             axes.plot(curve.sparsity, curve.score, color=_BEHIND, linewidth=0.8, zorder=1)
         for curve in mine:
-            axes.plot(curve.sparsity, curve.score, label=curve.name, linewidth=1.4, markersize=4, zorder=3, **curve.style)
+            axes.plot(
+                curve.sparsity, curve.score, label=curve.name, linewidth=1.4, markersize=4, **curve.style
+            )
         _dress(axes, dense, metric)
-    figure.supxlabel("Sparsity of the one pruned parameter (%)")
+    figure.supxlabel(_X_LABEL)
     figure.supylabel(_METRICS[metric])
 
 
@@ -145,7 +155,9 @@ def _dress(axes: Axes, dense: float | None, metric: str) -> None:
         line = axes.axhline(dense, color=_DENSE_COLOUR, linewidth=1.0, linestyle=(0, (1, 1)), zorder=2)
         handles.insert(0, line)
         labels.insert(0, f"dense: {_SHORT_METRICS[metric].format(dense)}")
-    axes.legend(handles, labels, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, handlelength=3.2)
+    axes.legend(
+        handles, labels, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, handlelength=3.2
+    )
     axes.grid(visible=True, color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(labelbottom=True, labelleft=True)
@@ -163,25 +175,28 @@ def _draw_heat_map(
     scores = np.array(
         [[points.get(level, missing)[column] for level in levels] for points in sensitivities.values()]
     )
+    sign = 1.0 if metric == "loss" else -1.0
+    reference = sign * float(np.nanmin(sign * scores)) if dense is None else dense
+    change = np.maximum(sign * (scores - reference), 0.0)
     figure.set_size_inches(max(8.0, 3.5 + 0.33 * len(levels)), 1.8 + 0.17 * len(scores))
     axes = figure.subplots()
-    image = axes.imshow(
-        scores, aspect="auto", interpolation="nearest", cmap="viridis_r" if metric == "loss" else "viridis"
-    )
+    # The square root spreads the small changes, which are what decides how far to prune.
+    norm = PowerNorm(0.5, vmin=0.0)
+    image = axes.imshow(change, aspect="auto", interpolation="nearest", cmap="viridis_r", norm=norm)
     axes.set_yticks(range(len(scores)), [_label(name) for name in sensitivities], fontsize=7)
     axes.set_xticks(range(len(levels)), [f"{100 * level:g}" for level in levels], fontsize=8)
-    axes.set_xlabel("Sparsity of the one pruned parameter (%)")
-    bar = figure.colorbar(image, ax=axes, label=_METRICS[metric], aspect=40)
-    if dense is not None:
-        bar.ax.axhline(dense, color=_DENSE_COLOUR, linewidth=2)
-        axes.set_title(f"dense: {_SHORT_METRICS[metric].format(dense)} (line in the colour bar)", fontsize="medium")
+    axes.set_xlabel(_X_LABEL)
+    origin = "best" if dense is None else "dense"
+    axes.set_title(f"{origin}: {_SHORT_METRICS[metric].format(reference)}", fontsize="medium")
+    figure.colorbar(image, ax=axes, label=_CHANGES[metric].format(origin), aspect=40)
 
 
 def _per_panel(count: int) -> int:
-    """How many curves a panel takes, as even as can be over the panels."""
+    """How many curves a panel takes: spread evenly over one panel, or over rows of two."""
     if count <= MOST_IN_ONE_PANEL:
-        return max(count, 1)
-    return math.ceil(count / math.ceil(count / MOST_PER_SMALL_PANEL))
+        return count
+    rows = math.ceil(count / (2 * MOST_PER_SMALL_PANEL))
+    return math.ceil(count / (2 * rows))
 
 
 def _label(name: str) -> str:

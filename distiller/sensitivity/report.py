@@ -113,7 +113,9 @@ def _point(fields: list[str], where: Location) -> SensitivityPoint:
     name = strip_wrappers(fields[0])
     if not name:
         raise SensitivityError(f"{where}: parameter: a name expected, got {_shown(fields[:1])}")
-    level, *score = (_number(column, text, where) for column, text in zip(COLUMNS[1:], fields[1:], strict=True))
+    level, *score = (
+        _number(column, text, where) for column, text in zip(COLUMNS[1:], fields[1:], strict=True)
+    )
     if not 0 <= level <= 1:
         raise SensitivityError(f"{where}: sparsity: a fraction 0..1 expected, got '{fields[1]}'")
     return SensitivityPoint(name, clean_level(level), Score(*score))

@@ -303,3 +303,11 @@ def test_reference_that_is_no_card_is_refused(tmp_path, content):
     with pytest.raises(UsageError) as error:
         read_measurement(path)
     assert str(error.value) == f"{path}: no results card; give one of this program"
+
+
+def test_latencies_of_a_model_and_its_reference_are_measured_side_by_side(model):
+    stale = replace(measure(model, None, (1, 4, 4), 8), latency_single=latency(99_000.0), source="old.json")
+    card = build_card(model, None, (1, 4, 4), 8, reference=stale, reference_model=model)
+    assert card.reference is not None
+    assert card.reference.latency_single is not None
+    assert card.reference.latency_single.median_s < 99

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from distiller.export.latency import measure_latency
+from distiller.export.latency import measure_latencies, measure_latency
 
 
 class Spy(nn.Module):
@@ -80,3 +80,20 @@ def test_model_can_be_trained_afterwards():
     measure_latency(model, (4,), 2, min_time=0.0)
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
     model(torch.randn(3, 4)).sum().backward()
+
+
+def test_models_that_are_compared_take_turns():
+    turns = []
+
+    class Named(nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def forward(self, x):
+            turns.append(self.name)
+            return x
+
+    first, second = measure_latencies([Named("a"), Named("b")], (4,), 2, warmup=1, min_time=10.0, max_repeats=3)
+    assert turns == ["a", "b"] * 4
+    assert first.repeats == second.repeats == 3
