@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from distiller.errors import UsageError
+from distiller.errors import DistillerError, UsageError
 from distiller.names import named_parameters, resolve_all
 from distiller.sensitivity.axes import Axis, find_axis
 from distiller.sensitivity.curves import Curves, Score, SensitivityPoint, clean_level
@@ -60,6 +60,7 @@ def perform_sensitivity_analysis(
     Raises:
         UnknownNameError: a name that matches nothing, or an unknown group.
         UsageError: `group` applies to none of the parameters, or a sparsity outside of 0..1.
+        DistillerError: a parameter that holds NaN.
     """
     axis = find_axis(group)
     levels = tuple(dict.fromkeys(clean_level(sparsity) for sparsity in sparsities))
@@ -122,18 +123,22 @@ def sensitivity_points(
                     dense = _evaluate(model, test_func)
                 score = dense
             else:
-                with _compressed(parameters[name], axis, level):
+                with _compressed(name, parameters[name], axis, level):
                     score = _evaluate(model, test_func)
             yield SensitivityPoint(name, level, score)
 
 
 @contextmanager
-def _compressed(parameter: nn.Parameter, axis: Axis, level: float) -> Iterator[None]:
+def _compressed(name: str, parameter: nn.Parameter, axis: Axis, level: float) -> Iterator[None]:
     """The parameter at `level` while the context is open; bit for bit as before afterwards."""
     dense = parameter.detach().clone()
     try:
+        compressed = axis.compress(dense, level)
+    except DistillerError as error:
+        raise DistillerError(f"sensitivity of '{name}': {error}") from error
+    try:
         with torch.no_grad():
-            parameter.copy_(axis.compress(dense, level))
+            parameter.copy_(compressed)
         yield
     finally:
         with torch.no_grad():

@@ -176,8 +176,9 @@ def _draw_heat_map(
         [[points.get(level, missing)[column] for level in levels] for points in sensitivities.values()]
     )
     sign = 1.0 if metric == "loss" else -1.0
-    reference = sign * float(np.nanmin(sign * scores)) if dense is None else dense
+    reference = sign * min(sign * scores[np.isfinite(scores)], default=0.0) if dense is None else dense
     change = np.maximum(sign * (scores - reference), 0.0)
+    change[~np.isfinite(change)] = math.nan  # left white
     figure.set_size_inches(max(8.0, 3.5 + 0.33 * len(levels)), 1.8 + 0.17 * len(scores))
     axes = figure.subplots()
     # The square root spreads the small changes, which are what decides how far to prune.
