@@ -11,7 +11,7 @@ RUN = $(PY) compress_classifier.py
 DEMO = logs/demo
 READY = $(VENV)/.ready-$(shell cat requirements.txt requirements-dev.txt | cksum | cut -d' ' -f1)
 
-.PHONY: setup demo results test test-slow check format bench clean
+.PHONY: setup demo results test test-slow check format readme bench clean
 
 setup: $(READY)
 
@@ -52,6 +52,9 @@ check: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright --pythonpath $(PY)
+
+readme: setup
+	$(PY) docs/update_readme.py
 
 format: setup
 	$(PY) -m ruff check --fix .

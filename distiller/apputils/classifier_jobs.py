@@ -113,20 +113,24 @@ def evaluate(compressor: ClassifierCompressor) -> ResultsCard:
 
 def collect_statistics(compressor: ClassifierCompressor) -> None:
     """Collect activation statistics on a share of the training set into `acts_quantization_stats.yaml`."""
-    path = _collect(compressor, compressor.args.qe_calibration)
+    collector = _collect(compressor, compressor.args.qe_calibration)
+    path = collector.save(compressor.run.require_folder() / STATS_FILE)
     _LOG.info("Saved activation statistics to: %s", path)
 
 
 def quantize_and_evaluate(compressor: ClassifierCompressor) -> ResultsCard:
     """Test the model, quantize it, test it again, and save the quantized checkpoint."""
     args = compressor.args
+    _ = compressor.data
     dense = copy.deepcopy(compressor.model)
-    quantizer = _make_quantizer(compressor)
+    quantizer, collector = _make_quantizer(compressor)
+    quantizer.prepare_model(get_dummy_input(input_shape=(1, *compressor.input_shape)))
     folder = compressor.run.require_folder()
+    if collector is not None:
+        collector.save(folder / STATS_FILE)
+    quantizer.save_per_layer_parameters(folder)
     _LOG.info("--- test before quantization ---------------------")
     before = compressor.test(dense)
-    quantizer.prepare_model(get_dummy_input(input_shape=(1, *compressor.input_shape)))
-    quantizer.save_per_layer_parameters(folder)
     _LOG.info("--- test after quantization (simulated) ---------------------")
     after = compressor.test()
     reference = compressor.measure(dense, before)
@@ -172,32 +176,36 @@ def sweep_sensitivity(compressor: ClassifierCompressor) -> None:
     _LOG.info("Saved %s and %s", target / "sensitivity.csv", picture)
 
 
-def _make_quantizer(compressor: ClassifierCompressor) -> PostTrainLinearQuantizer:
+def _make_quantizer(
+    compressor: ClassifierCompressor,
+) -> tuple[PostTrainLinearQuantizer, QuantCalibrationStatsCollector | None]:
+    """The quantizer that the flags ask for, and the statistics that were collected for it; nothing is written."""
     args, model = compressor.args, compressor.model
     if args.qe_config_file:
-        return config_component_from_file_by_class(model, args.qe_config_file, "PostTrainLinearQuantizer")
-    if args.qe_stats_file or args.qe_dynamic:
-        return PostTrainLinearQuantizer.from_args(model, args)
+        name = "PostTrainLinearQuantizer"
+        return config_component_from_file_by_class(model, args.qe_config_file, name), None
+    is_weights_only = args.qe_bits_acts == 0 and args.qe_calibration is None
+    if args.qe_stats_file or args.qe_dynamic or is_weights_only:
+        return PostTrainLinearQuantizer.from_args(model, args), None
+    _check_layers(model, [*args.qe_no_clip_layers, *args.qe_no_quant_layers])
     portion = args.qe_calibration or DEFAULT_CALIBRATION
     if args.qe_calibration is None:
         _LOG.info(
             "no source of activation ranges given: calibrating on %.0f %% of the training set", 100 * portion
         )
-    options = Namespace(**{**vars(args), "qe_stats_file": str(_collect(compressor, portion))})
-    return PostTrainLinearQuantizer.from_args(model, options)
+    collector = _collect(compressor, portion)
+    options = Namespace(**{**vars(args), "qe_stats_file": collector.value()})
+    return PostTrainLinearQuantizer.from_args(model, options), collector
 
 
-def _collect(compressor: ClassifierCompressor, portion: float) -> Path:
+def _collect(compressor: ClassifierCompressor, portion: float) -> QuantCalibrationStatsCollector:
     loader = compressor.data.calibration(portion)
-    if loader.num_samples == 0:
-        raise UsageError(
-            f"--qe-calibration {portion:g}: is less than one image of the training set; give more"
-        )
+    model = unwrap(compressor.model)
     _LOG.info("Collecting activation statistics on %d training images, in two passes", loader.num_samples)
-
-    def test_func(model: nn.Module) -> EvalResult:
-        return evaluate_loop(model, loader, device=compressor.device)
-
-    folder = compressor.run.require_folder()
-    collect_quant_stats(unwrap(compressor.model), test_func, save_dir=folder)
-    return folder / "acts_quantization_stats.yaml"
+    collector = QuantCalibrationStatsCollector(model)
+    with collector_context(collector):
+        evaluate_loop(model, loader, device=compressor.device)
+        collector.start_second_pass()
+        evaluate_loop(model, loader, device=compressor.device)
+        collector.stop_second_pass()
+    return collector

@@ -41,7 +41,7 @@ from distiller.apputils.training_loop import evaluate, train_epoch
 from distiller.config import file_config
 from distiller.data_loggers.loggers import EpochRecord, Logger, NullLogger
 from distiller.dataset_facts import infer_dataset
-from distiller.errors import UsageError
+from distiller.errors import DivergenceError, UsageError
 from distiller.model_summaries import total_macs
 from distiller.models import create_model, input_shape_for
 from distiller.names import named_parameters
@@ -94,6 +94,7 @@ class ClassifierCompressor:
         source = args.resumed_checkpoint_path or args.load_model_path
         self.checkpoint = read_checkpoint(source) if source else None
         self.seed = self._choose_seed()
+        _LOG.info("Random seed: %d", self.seed)
         set_deterministic(self.seed, args.deterministic)
         self.dataset: str = args.dataset or infer_dataset(args.arch)
         self.facts = dataset_info(self.dataset, args.data)
@@ -182,6 +183,12 @@ class ClassifierCompressor:
         if not goes_on:
             return 0
         restore_optimizer(self.model, checkpoint, optimizer)
+        _LOG.info(
+            "resumed after epoch %d; the optimizer goes on as it was saved, with learning rate %g: "
+            "--lr, --momentum and --weight-decay take effect with --reset-optimizer only",
+            checkpoint.epoch,
+            float(optimizer.param_groups[0]["lr"]),
+        )
         if "tracker" in checkpoint.extras:
             tracker.load_state_dict(checkpoint.extras["tracker"])
         if checkpoint.rng is not None:
@@ -194,7 +201,7 @@ class ClassifierCompressor:
 
         Raises:
             UsageError: the checkpoint has been trained for so many epochs already.
-            DivergenceError: the loss became NaN; the last epoch's checkpoint stays.
+            DivergenceError: the loss became NaN or infinite; the last epoch's checkpoint stays.
         """
         optimizer = self.make_optimizer()
         scheduler = self.make_scheduler(optimizer)
@@ -286,6 +293,11 @@ class ClassifierCompressor:
         _LOG.info("--- validate (epoch=%d) -----------", epoch)
         with scheduler.masked():
             result = self.validate(epoch)
+        if not result.loss_is_finite:
+            raise DivergenceError(
+                f"epoch {epoch}: the validation loss is {result.loss}; training stops here and the last "
+                "checkpoint stays as it is. Try a lower --lr"
+            )
         scheduler.on_epoch_end(epoch, optimizer, {"loss": result.loss, "top1": result.top1})
         with scheduler.masked():
             by_param, total, nnz = weight_sparsity(self.model)
@@ -368,15 +380,14 @@ class ClassifierCompressor:
         return self.measure(self._dense, self.test(self._dense))
 
     def _choose_seed(self) -> int:
-        if self.args.seed is not None:
-            return self.args.seed
-        if (
-            self.checkpoint is not None
-            and self.args.resumed_checkpoint_path
-            and "seed" in self.checkpoint.extras
-        ):
+        """Given, the resumed run's, or drawn; 0 for what does not train, so that it sees the same images again."""
+        args = self.args
+        if args.seed is not None:
+            return args.seed
+        if args.resumed_checkpoint_path and self.checkpoint is not None and "seed" in self.checkpoint.extras:
             return int(self.checkpoint.extras["seed"])
-        return 0 if self.args.deterministic else random.SystemRandom().randint(1, 100_000)
+        trains = not (args.evaluate or args.sensitivity or args.qe_calibration is not None)
+        return random.SystemRandom().randint(1, 100_000) if trains and not args.deterministic else 0
 
 
 def weight_sparsity(model: nn.Module) -> tuple[dict[str, float], float, int]:

@@ -26,7 +26,7 @@ from distiller.data_loggers.quant_stats import check_stats, load_stats
 from distiller.errors import QuantizationError
 from distiller.graph import SummaryGraph
 from distiller.model_transforms import fold_batch_norms
-from distiller.names import named_modules, unwrap
+from distiller.names import named_modules, strip_wrappers, unwrap
 from distiller.quantization.affine import LinearQuantMode
 from distiller.quantization.clipping import ClipMode, check_n_stds
 from distiller.quantization.dataflow import LayerUse, trace_dataflow
@@ -99,11 +99,11 @@ class PostTrainLinearQuantizer(Quantizer):
         bits_activations: int | None = 8,
         bits_parameters: int | None = 8,
         bits_accum: int = 32,
-        overrides: dict[str, Any] | None = None,
-        mode: str | LinearQuantMode | dict[str, str | LinearQuantMode] = LinearQuantMode.SYMMETRIC,
+        overrides: Mapping[str, Any] | None = None,
+        mode: str | LinearQuantMode | Mapping[str, str | LinearQuantMode] = LinearQuantMode.SYMMETRIC,
         clip_acts: str | ClipMode = ClipMode.NONE,
         per_channel_wts: bool = False,
-        model_activation_stats: str | Path | dict[str, Any] | None = None,
+        model_activation_stats: str | Path | Mapping[str, Any] | None = None,
         *,
         clip_n_stds: float | None = None,
         clip_half_range: bool = False,
@@ -171,9 +171,11 @@ class PostTrainLinearQuantizer(Quantizer):
                 "post-training quantization: activations need statistics; give --qe-stats-file, "
                 "--qe-calibration or --qe-dynamic, or --qe-bits-acts 0 for weights only"
             )
-        overrides: dict[str, Any] = {name: {"clip_acts": "NONE"} for name in args.qe_no_clip_layers}
+        overrides: dict[str, Any] = {
+            strip_wrappers(name): {"clip_acts": "NONE"} for name in args.qe_no_clip_layers
+        }
         for name in args.qe_no_quant_layers:
-            overrides[name] = {"bits_activations": None, "bits_weights": None}
+            overrides[strip_wrappers(name)] = {"bits_activations": None, "bits_weights": None}
         modes: dict[str, Any] = {
             "activations": args.qe_mode_acts or args.qe_mode,
             "weights": args.qe_mode_wts or args.qe_mode,

@@ -222,7 +222,7 @@ def match_overrides(
         Layer name -> key, for the layers that have one.
 
     Raises:
-        QuantizationError: a key is no regular expression.
+        QuantizationError: a key is no regular expression, or two keys name one layer.
         UnknownNameError: keys that match no layer, one a line.
     """
     exact: dict[str, str] = {}
@@ -231,6 +231,10 @@ def match_overrides(
     for key in overrides:
         plain = key if key in layers else strip_wrappers(key)
         if plain in layers:
+            if plain in exact:
+                raise QuantizationError(
+                    f"overrides: '{exact[plain]}' and '{key}' are the same layer; give one"
+                )
             exact[plain] = key
             continue
         pattern = _compiled(key)

@@ -18,6 +18,7 @@ from distiller.quantization.clipping import ClipMode
 from distiller.quantization.ptq_layers import (
     RangeLinearFakeQuantWrapper,
     RangeLinearQuantParamLayerWrapper,
+    RangeLinearQuantWrapper,
     filters_back,
     filters_first,
 )
@@ -234,12 +235,11 @@ def test_bias_without_bits_stays() -> None:
 def test_weights_only_leaves_activations_and_bias() -> None:
     layer = LAYERS["conv"]()
     weight = QuantSettings(4, Mode.SYMMETRIC, per_channel=True)
-    wrapper = RangeLinearQuantParamLayerWrapper(
-        copy.deepcopy(layer).eval(), "layer", weight, None, bits_bias=32
-    )
-    assert torch.equal(wrapper.wrapped_module.bias, layer.bias)
+    twin: Any = copy.deepcopy(layer).eval()
+    wrapper: RangeLinearQuantWrapper = RangeLinearQuantParamLayerWrapper(twin, "layer", weight, None, 32)
+    assert torch.equal(twin.bias, layer.bias)
     with torch.no_grad():
-        expected = nn.functional.conv2d(X, wrapper.wrapped_module.weight, layer.bias, padding=1)
+        expected = nn.functional.conv2d(X, twin.weight, layer.bias, padding=1)
         assert torch.equal(wrapper(X), expected)
     assert wrapper.output_scale is None
     assert [name for name, _ in wrapper.named_linear_quant_params()] == ["w_scale", "w_zero_point"]

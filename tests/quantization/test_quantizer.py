@@ -149,6 +149,11 @@ def test_other_keys_are_left_to_the_subclass(net) -> None:
             QuantizationError,
             "conv1: bits_bias: must be 2 to 32 bits, or 0 or null, got 1",
         ),
+        (
+            {"conv1": {}, "module.conv1": {}},
+            QuantizationError,
+            "overrides: 'conv1' and 'module.conv1' are the same layer; give one",
+        ),
         ({"conv1": 4}, QuantizationError, "overrides['conv1']: must be a mapping of settings, got 4"),
         (["conv1"], QuantizationError, "overrides: must map layer names or patterns to settings, got list"),
     ],

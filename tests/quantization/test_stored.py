@@ -1,0 +1,63 @@
+"""What a quantized model's file would hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from distiller.export.size import dense_bytes, quantized_bytes
+from distiller.quantization.post_train import PostTrainLinearQuantizer
+from distiller.quantization.stored import stored_params
+
+
+@pytest.fixture
+def prepared(residual, residual_stats, images):
+    def prepare(**kwargs):
+        PostTrainLinearQuantizer(residual, model_activation_stats=residual_stats, **kwargs).prepare_model(
+            images[:1]
+        )
+        return stored_params(residual)
+
+    return prepare
+
+
+def test_a_model_in_floating_point_is_stored_as_it_is(residual) -> None:
+    stored = stored_params(residual)
+    assert stored.tensors.keys() == residual.state_dict().keys()
+    assert not stored.bits
+    assert not stored.per_channel
+
+
+def test_weights_and_biases_have_their_widths(prepared) -> None:
+    stored = prepared(
+        bits_parameters=4, overrides={"fc": {"bits_weights": 8, "per_channel_wts": True, "bits_bias": 16}}
+    )
+    assert stored.bits == {
+        **{f"{name}.wrapped_module.weight": 4 for name in ("conv1", "conv2", "left", "right")},
+        **{f"{name}.wrapped_module.bias": 32 for name in ("conv1", "conv2", "left", "right")},
+        "fc.wrapped_module.weight": 8,
+        "fc.wrapped_module.bias": 16,
+    }
+    assert stored.per_channel == {"fc.wrapped_module.weight"}
+
+
+def test_scales_of_weights_and_kept_copies_are_not_counted_twice(prepared) -> None:
+    stored = prepared(save_fp_weights=True)
+    assert not [name for name in stored.tensors if "float" in name or "weight_scale" in name]
+    assert "conv1.output_quant.scale" in stored.tensors
+
+
+def test_size_at_8_bits_worked_by_hand(prepared) -> None:
+    stored = prepared()
+    weights = 8 * 3 * 9 + 8 * 4 * 9 + 4 * 8 + 4 * 8 * 9 + 5 * 32
+    biases = 8 + 8 + 4 + 4 + 5
+    grids = 9 + 1  # outputs, and the input of conv1: scale and zero point of 4 bytes each
+    expected = weights + 5 * (4 + 1) + 4 * biases + 5 * (4 + 4) + 8 * grids
+    assert quantized_bytes(stored.tensors, stored.bits, stored.per_channel) == expected
+
+
+def test_weights_only_keeps_biases_in_floating_point(residual, images) -> None:
+    before = dense_bytes(residual.state_dict())
+    PostTrainLinearQuantizer(residual, bits_activations=None).prepare_model(images[:1])
+    stored = stored_params(residual)
+    assert not [name for name in stored.bits if name.endswith("bias")]
+    assert quantized_bytes(stored.tensors, stored.bits) < before / 2
