@@ -2,19 +2,20 @@
 """Train, prune, sweep, measure and quantize image classifiers from the command line.
 
 The flags are at the top; below them `run` picks the job. The jobs themselves are in
-`distiller/apputils/`. Exit status: 0 done, 2 the user's mistake, 1 a fault of ours.
+`distiller/apputils/`. Exit status: 0 done, 2 the user's mistake, 1 a fault of ours, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import logging
+import os
 import sys
-import warnings
 from collections.abc import Sequence
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from distiller.apputils.image_classifier import Run
@@ -24,7 +25,7 @@ LOG = logging.getLogger("distiller.app")
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line; needs no torch, so that --help answers at once."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         description="Compression experiments with image classifiers: train under a YAML schedule, prune, "
         "sweep sensitivity, collect activation statistics, quantize.",
         allow_abbrev=False,
@@ -38,6 +39,12 @@ def make_parser() -> argparse.ArgumentParser:
     _add_quantization_flags(parser)
     _add_refused_flags(parser)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One message, without pages of usage before it."""
+        self.exit(2, f"{self.prog}: error: {message} (--help lists all flags)\n")
 
 
 def _add_data_flags(group: Any) -> None:
@@ -83,7 +90,9 @@ def _add_model_flags(group: Any) -> None:
     group.add_argument("--gpus", metavar="IDS", help="comma-separated; several: DataParallel (default: all)")
     group.add_argument("--load-serialized", action="store_true", help="no DataParallel over several GPUs")
     group.add_argument(
-        "--seed", type=_at_least(0), help="(default: drawn and printed; 0 with --deterministic)"
+        "--seed",
+        type=_at_least(0),
+        help="(default: drawn and printed; 0 with --deterministic, and for jobs that do not train)",
     )
     group.add_argument(
         "--deterministic", "--det", action="store_true", help="seed 0 unless given; deterministic kernels"
@@ -97,7 +106,14 @@ def _add_training_flags(group: Any) -> None:
         default=90,
         help="the epoch at which to end, counted from 0 (default: %(default)s)",
     )
-    group.add_argument("--compress", nargs="?", type=_path, metavar="FILE", help="YAML schedule")
+    group.add_argument(
+        "--compress",
+        nargs="?",
+        const=False,
+        type=_path,
+        metavar="FILE",
+        help="train under this YAML schedule",
+    )
     group.add_argument(
         "--dry-run", action="store_true",
         help="resolve the schedule against the model, print what each policy touches in which epochs, exit",
@@ -113,12 +129,20 @@ def _add_training_flags(group: Any) -> None:
         "--optimizer", choices=("sgd", "adam", "adamw"), default="sgd", help="(default: %(default)s)"
     )
     group.add_argument(
-        "--lr", "--learning-rate", type=_fraction(above=0, up_to=None), default=0.1, metavar="LR"
+        "--lr",
+        "--learning-rate",
+        type=_fraction(above=0, up_to=None),
+        default=0.1,
+        metavar="LR",
+        help="(default: %(default)s)",
     )
     group.add_argument(
         "--momentum", type=_fraction(0, up_to=None), default=0.9, help="of SGD (default: %(default)s)"
     )
-    group.add_argument("--weight-decay", "--wd", type=_fraction(0, up_to=None), default=1e-4, metavar="W")
+    group.add_argument(
+        "--weight-decay", "--wd", type=_fraction(0, up_to=None), default=1e-4, metavar="W",
+        help="(default: %(default)s)",
+    )  # fmt: skip
 
 
 def _add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
@@ -228,12 +252,14 @@ REFUSED = {
     "conversion to PyTorch's quantized modules": ("--qe-convert-pytorch", "--qept", "--qe-pytorch-backend"),
     "LAPQ": (
         "--qe-lapq", "--qe-coordinate-search", "--lapq-maxiter", "--lapq-maxfev", "--lapq-method",
-        "--lapq-basinhopping", "--lapq-bh", "--lapq-basinhopping-niter", "--lapq-bh-niter", "--lapq-init-mode",
-        "--lapq-init-method", "--lapq-eval-size", "--lapq-eval-memoize-dataloader", "--lapq-search-clipping",
+        "--lapq-basinhopping", "--lapq-bh", "--lapq-basinhopping-niter", "--lapq-bh-niter",
+        "--lapq-init-mode", "--lapq-init-method", "--lapq-eval-size", "--lapq-eval-memoize-dataloader",
+        "--lapq-search-clipping",
     ),
     "knowledge distillation": (
-        "--kd-teacher", "--kd-pretrained", "--kd-resume", "--kd-temperature", "--kd-temp", "--kd-distill-wt", "--kd-dw",
-        "--kd-student-wt", "--kd-sw", "--kd-teacher-wt", "--kd-tw", "--kd-start-epoch",
+        "--kd-teacher", "--kd-pretrained", "--kd-resume", "--kd-temperature", "--kd-temp",
+        "--kd-distill-wt", "--kd-dw", "--kd-student-wt", "--kd-sw", "--kd-teacher-wt", "--kd-tw",
+        "--kd-start-epoch",
     ),
     "greedy pruning": (
         "--greedy", "--greedy-ft-epochs", "--greedy-target-density", "--greedy-pruning-step",
@@ -263,9 +289,8 @@ class _Summary(argparse.Action):
         if what in ("png", "png_w_params"):
             parser.error(f"{option_string} {what}: graph pictures are not available in this version")
         if what not in self.choices_now:
-            parser.error(
-                f"argument {option_string}: invalid choice: '{what}' (choose from {', '.join(self.choices_now)})"
-            )
+            choices = ", ".join(self.choices_now)
+            parser.error(f"argument {option_string}: invalid choice: '{what}' (choose from {choices})")
         setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), what])
 
 
@@ -290,8 +315,14 @@ def _at_least(low: int):
     return whole_number
 
 
-def _fraction(low: float | None = None, *, above: float | None = None, below: float | None = None, up_to=1.0):
-    """A number in a range: from `low` or more than `above`; less than `below` or at most `up_to` (None: any)."""
+def _fraction(
+    low: float | None = None,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+    up_to: float | None = 1.0,
+):
+    """A number from `low` or above `above`, and below `below` or up to `up_to` (None: any)."""
     bounds = [f"from {low:g}" if low is not None else f"above {above:g}"]
     if below is not None:
         bounds.append(f"below {below:g}")
@@ -316,13 +347,17 @@ def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     """Refuse flags that contradict each other or would have no effect."""
     if args.deprecated_resume:
         args.resumed_checkpoint_path, args.reset_optimizer = args.deprecated_resume, True
-        warnings.warn("--resume is deprecated: use --resume-from (with --reset-optimizer)", stacklevel=1)
     if args.reset_optimizer and not args.resumed_checkpoint_path:
         parser.error("--reset-optimizer: goes with --resume-from")
     if args.quantize_eval and not args.evaluate:
         parser.error("--quantize-eval: only with --evaluate")
+    for flag in ("qe_stats_file", "qe_dynamic", "qe_config_file"):
+        if getattr(args, flag) and not args.quantize_eval:
+            parser.error(f"--{flag.replace('_', '-')}: only with --evaluate --quantize-eval")
     if args.qe_clip_acts == "n_std" and args.qe_clip_n_stds is None:
         parser.error("--qe-clip-acts n_std: needs --qe-clip-n-stds N")
+    if args.compress is False:
+        parser.error("--compress: needs a FILE")
     if args.dry_run and not args.compress:
         parser.error("--dry-run: needs a schedule, given with --compress")
     if args.sense_resume and not args.sensitivity:
@@ -338,22 +373,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
     check_usage(parser, args)
+    if "" not in sys.path:
+        sys.path.append("")  # the user's own package.module:function may be in the current folder
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        return run_or_explain(args)
+    except KeyboardInterrupt:
+        print("interrupted; go on with --resume-from the run's last checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # who read the output (as in `| head`) has gone: so do we
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
+
+def run_or_explain(args: argparse.Namespace) -> int:
+    """Do the job; returns the exit status."""
     from distiller.errors import DistillerError
 
     try:
         run(args)
+        sys.stdout.flush()
     except DistillerError as error:
+        LOG.debug("stopped by %s: %s", type(error).__name__, error)
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; go on with --resume-from the run's last checkpoint", file=sys.stderr)
-        return 130
     return 0
 
 
 def run(args: argparse.Namespace) -> None:
-    """Pick the job and do it: summaries and dry runs print and write nothing, the others have a run folder."""
+    """Pick the job and do it: summaries and dry runs only print, the others have a run folder."""
     from distiller.apputils import classifier_jobs as jobs
 
     if args.summary:
@@ -363,6 +412,8 @@ def run(args: argparse.Namespace) -> None:
         print(jobs.dry_run(args))
         return
     early = set_up_console(args.verbose)
+    if args.deprecated_resume:
+        LOG.warning("--resume is deprecated: use --resume-from, with --reset-optimizer")
     opened: list[Run] = []
 
     def open_run() -> Run:
@@ -377,9 +428,17 @@ def run(args: argparse.Namespace) -> None:
                 logger.close()
 
 
+class _Console(logging.StreamHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A closed pipe ends the run; what cannot be shown otherwise is told as ever."""
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            raise
+        super().handleError(record)
+
+
 def set_up_console(verbose: bool) -> MemoryHandler:
     """Messages and warnings to standard output, and kept for the run's log file, which is not there yet."""
-    console, early = logging.StreamHandler(sys.stdout), MemoryHandler(capacity=10_000, flushLevel=100)
+    console, early = _Console(sys.stdout), MemoryHandler(capacity=10_000, flushLevel=100)
     console.setLevel(logging.DEBUG if verbose else logging.INFO)
     logging.captureWarnings(True)
     for name in ("distiller", "py.warnings"):
@@ -399,7 +458,7 @@ def make_run(args: argparse.Namespace, early: MemoryHandler) -> Run:
 
     configs = [file for file in (args.compress, args.qe_stats_file, args.qe_config_file) if file]
     folder = create_run_folder(args.output_dir, args.name, configs)
-    file = logging.FileHandler(folder.log_file)
+    file = logging.FileHandler(folder.log_file, encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s - %(message)s"))
     for name in ("distiller", "py.warnings"):
         logging.getLogger(name).handlers[1] = file

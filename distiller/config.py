@@ -31,7 +31,8 @@ from distiller.policy import (
     RegularizationPolicy,
 )
 from distiller.registry import EXTENSIONS, LR_SCHEDULERS, PRUNERS, QUANTIZERS, REGULARIZERS, Registry
-from distiller.schedule_yaml import SECTIONS, Document, Path_, read_document
+from distiller.schedule_shape import CYCLIC, SECTION_OF, WINDOW_KEYS, policy_faults, shape_faults
+from distiller.schedule_yaml import Document, Path_, read_document
 from distiller.scheduler import CompressionScheduler
 from distiller.signatures import check_settings, injected
 
@@ -67,9 +68,8 @@ KINDS = (
     Kind("lr_schedulers", "lr_scheduler", LR_SCHEDULERS, LRPolicy),
     Kind("extensions", "extension", EXTENSIONS, lambda extension: extension),
 )
-_CYCLIC = ("OneCycleLR", "CyclicLR")
-_WINDOW_KEYS = {"epochs": list, "starting_epoch": int, "ending_epoch": int, "frequency": int}
-assert {kind.section for kind in KINDS} == set(SECTIONS)
+_LR_KIND = KINDS[3]
+assert {kind.word: kind.section for kind in KINDS} == SECTION_OF
 
 
 def file_config(
@@ -113,18 +113,20 @@ def document_config(
     plugins: Collection[str] = (),
 ) -> CompressionScheduler:
     """`file_config` for a document that is read already."""
-    faults = _structure_faults(document)
-    if faults:
+    faults = shape_faults(document)
+    if not isinstance(document.data, dict):
         raise ScheduleError(document.file, faults)
     reader = _Reader(document, model, optimizer, plugins)
     for kind in KINDS:
-        for name in sorted(document.data.get(kind.section) or {}, key=reader.is_cyclic):
+        for name in sorted(reader.components_of(kind), key=reader.is_cyclic):
             reader.build(kind, name)
     result = scheduler if scheduler is not None else CompressionScheduler(model)
+    already = len(result.policies)
     used = reader.add_policies(result)
+    if faults or reader.faults:
+        del result.policies[already:]
+        raise ScheduleError(document.file, [*faults, *reader.faults])
     reader.begin_learning_rates(result)
-    if reader.faults:
-        raise ScheduleError(document.file, reader.faults)
     for path in reader.components.keys() - used:
         _LOG.warning(
             "%s:%d  '%s' has no policy and will do nothing", document.file, document.line(path), path[1]
@@ -152,7 +154,7 @@ def config_component_from_file_by_class(
         ScheduleError: no component of that class, or faults in it.
     """
     document = read_document(filename)
-    faults = _structure_faults(document, needs_policies=False)
+    faults = shape_faults(document, needs_policies=False)
     if faults:
         raise ScheduleError(document.file, faults)
     for kind in KINDS:
@@ -186,10 +188,22 @@ class _Reader:
         self._base_rates = _group_settings(optimizer)
         self._first_rates: dict[Path_, list[dict[str, Any]]] = {}
 
+    def components_of(self, kind: Kind) -> dict[str, dict[str, Any]]:
+        """The components of one section that are given in the right shape."""
+        section = self.document.data.get(kind.section)
+        if not isinstance(section, dict):
+            return {}
+        shaped = {
+            name: entry
+            for name, entry in section.items()
+            if isinstance(entry, dict) and isinstance(entry.get("class"), str)
+        }
+        self._broken |= {(kind.section, name) for name in section.keys() - shaped.keys()}
+        return shaped
+
     def is_cyclic(self, name: str) -> bool:
-        """Whether an LR scheduler keeps its rates in the optimizer, over the base rates of those made later."""
-        component = (self.document.data.get("lr_schedulers") or {}).get(name, {})
-        return component.get("class") in _CYCLIC
+        """Whether an LR scheduler is one of `CYCLIC`, which are made last."""
+        return self.components_of(_LR_KIND).get(name, {}).get("class") in CYCLIC
 
     def build(self, kind: Kind, name: str) -> None:
         """Instantiate one component, or note why it cannot be."""
@@ -224,10 +238,13 @@ class _Reader:
     def add_policies(self, scheduler: CompressionScheduler) -> set[Path_]:
         """Add every policy whose component stands; returns the paths of the components used."""
         used: set[Path_] = set()
-        for index, policy in enumerate(self.document.data["policies"]):
+        policies = self.document.data.get("policies")
+        for index, policy in enumerate(policies if isinstance(policies, list) else []):
+            path: Path_ = ("policies", index)
+            if policy_faults(self.document, path, policy):
+                continue
             kind = next(kind for kind in KINDS if kind.word in policy)
             spec = policy[kind.word]
-            path: Path_ = ("policies", index)
             target: Path_ = (kind.section, str(spec["instance_name"]))
             used.add(target)
             if target in self._broken:
@@ -273,7 +290,7 @@ class _Reader:
             self._fault((*args_path, *inner), text)
         if faults:
             return
-        window = {key: policy[key] for key in _WINDOW_KEYS if policy.get(key) is not None}
+        window = {key: policy[key] for key in WINDOW_KEYS if policy.get(key) is not None}
         component = self.components[target]
         try:
             made = kind.make_policy(component, args) if kind.args else kind.make_policy(component)
@@ -307,93 +324,3 @@ def _group_settings(optimizer: Optimizer | None) -> list[dict[str, Any]]:
 def _set_group_settings(optimizer: Optimizer | None, settings: list[dict[str, Any]]) -> None:
     for group, values in zip(optimizer.param_groups if optimizer is not None else [], settings, strict=True):
         group.update(values)
-
-
-def _structure_faults(document: Document, needs_policies: bool = True) -> list[Fault]:
-    """What is wrong with the shape of a schedule, before any class is looked at."""
-    data = document.data
-    if not isinstance(data, dict):
-        return [document.fault((), f"a schedule is a mapping of sections, got {type(data).__name__}")]
-    faults: list[Fault] = []
-    known = ("version", "policies", *SECTIONS)
-    for key, section in data.items():
-        if key not in known:
-            hint = did_you_mean(str(key), known) or f"; a schedule has {', '.join(known)}"
-            faults.append(document.fault((key,), f"unknown section{hint}"))
-        elif key in SECTIONS and section is not None:
-            faults += _section_faults(document, key, section)
-    policies = data.get("policies")
-    if policies is None and needs_policies:
-        faults.append(document.fault((), "missing section 'policies': nothing says when anything happens"))
-    elif policies is not None and not isinstance(policies, list):
-        faults.append(
-            document.fault(("policies",), f"must be a list (lines that begin with '-'), got {policies!r}")
-        )
-    else:
-        for index, policy in enumerate(policies or []):
-            faults += _policy_faults(document, ("policies", index), policy)
-    return faults
-
-
-def _section_faults(document: Document, name: str, section: Any) -> list[Fault]:
-    if not isinstance(section, dict):
-        return [document.fault((name,), f"must be a mapping of names to components, got {section!r}")]
-    faults = []
-    for instance, component in section.items():
-        path: Path_ = (name, instance)
-        if not isinstance(component, dict):
-            faults.append(
-                document.fault(path, f"must be a mapping with 'class' and settings, got {component!r}")
-            )
-        elif not isinstance(component.get("class"), str):
-            faults.append(document.fault(path, "missing key 'class': the name of what it is"))
-    cyclic = [instance for instance, component in section.items()
-              if isinstance(component, dict) and component.get("class") in _CYCLIC]  # fmt: skip
-    if len(cyclic) > 1:
-        faults.append(
-            document.fault(
-                (name, cyclic[1]), f"only one of {' and '.join(_CYCLIC)} can set the rates of an optimizer"
-            )
-        )
-    if name == "quantizers" and len(section) > 1:
-        faults.append(document.fault((name,), f"only one quantizer can act on a model, got {len(section)}"))
-    return faults
-
-
-def _policy_faults(document: Document, path: Path_, policy: Any) -> list[Fault]:
-    words = [kind.word for kind in KINDS]
-    if not isinstance(policy, dict):
-        return [document.fault(path, f"must be a mapping with one of {', '.join(words)}, got {policy!r}")]
-    faults = []
-    for key, value in policy.items():
-        if key not in words and key not in _WINDOW_KEYS:
-            faults.append(
-                document.fault((*path, key), f"unknown{did_you_mean(str(key), [*words, *_WINDOW_KEYS])}")
-            )
-        elif key in _WINDOW_KEYS and value is not None and not _is_window_value(key, value):
-            wanted = "a list of whole numbers" if key == "epochs" else "a whole number"
-            faults.append(document.fault((*path, key), f"must be {wanted}, got {value!r}"))
-    given = [word for word in words if word in policy]
-    if len(given) != 1:
-        faults.append(document.fault(path, f"needs exactly one of {', '.join(words)}, got {given or 'none'}"))
-        return faults
-    spec = policy[given[0]]
-    spec_path = (*path, given[0])
-    if not isinstance(spec, dict) or spec.get("instance_name") is None:
-        faults.append(document.fault(spec_path, f"missing key 'instance_name': the name of a {given[0]}"))
-        return faults
-    for key in spec:
-        if key in _WINDOW_KEYS:
-            faults.append(document.fault((*spec_path, key), f"belongs beside '{given[0]}', not inside it"))
-        elif key not in ("instance_name", "args"):
-            hint = did_you_mean(str(key), ["instance_name", "args"])
-            faults.append(document.fault((*spec_path, key), f"unknown{hint}"))
-    if not isinstance(spec.get("args") or {}, dict):
-        faults.append(document.fault((*spec_path, "args"), f"must be a mapping, got {spec['args']!r}"))
-    return faults
-
-
-def _is_window_value(key: str, value: Any) -> bool:
-    if key == "epochs":
-        return isinstance(value, list) and all(type(item) is int for item in value)
-    return type(value) is int

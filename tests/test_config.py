@@ -154,8 +154,9 @@ def test_all_faults_are_told_at_once_with_line_and_nearest_name(load):
             ":2    pruners.p: missing key 'class': the name of what it is",
         ),
         (
-            "quantizers:\n  a: {class: X}\n  b: {class: Y}\npolicies: []\n",
-            ":1    quantizers: only one quantizer can act on a model, got 2",
+            "lr_schedulers:\n  a: {class: OneCycleLR, max_lr: 1, total_steps: 9}\n"
+            "  b: {class: CyclicLR, base_lr: 1, max_lr: 2}\npolicies: []\n",
+            ":3    lr_schedulers.b: only one of OneCycleLR and CyclicLR can set the rates of an optimizer",
         ),
         (
             "policies:\n  - {epochs: [1]}\n",
@@ -211,6 +212,44 @@ def test_all_faults_are_told_at_once_with_line_and_nearest_name(load):
 )
 def test_each_fault_has_one_clear_line(load, text, fault):
     assert faults(load, text) == [fault]
+
+
+def test_only_one_quantizer_is_taken(load):
+    text = "quantizers:\n  a: {class: X}\n  b: {class: Y}\npolicies: []\n"
+    assert faults(load, text)[0] == ":1    quantizers: only one quantizer can act on a model, got 2"
+
+
+def test_faults_of_shape_and_of_content_are_told_together(load):
+    text = GOOD.replace("AutomatedGradualPruner", "AutomatedGradualPrunner").replace(
+        "frequency: 1", "frequncy: 1"
+    )
+    assert faults(load, text) == [
+        ":4    pruners.agp.class: unknown class 'AutomatedGradualPrunner'; did you mean 'AutomatedGradualPruner'?",
+        ":26   policies[1].frequncy: unknown; did you mean 'frequency'?",
+    ]
+
+
+def test_a_refused_schedule_leaves_the_scheduler_it_was_to_join_as_it_was(load, tiny_cnn):
+    scheduler = CompressionScheduler(tiny_cnn)
+    faults(load, GOOD + "  - pruner: {instance_name: none}\n    epochs: [1]\n", scheduler=scheduler)
+    assert scheduler.policies == []
+
+
+@pytest.mark.parametrize(("start", "first"), [(0, 0.04), (3, 0.1)])
+def test_rates_set_at_construction_act_only_from_epoch_0_on(load, start, first):
+    """OneCycleLR begins at max_lr / 25, but not before its policy is open."""
+    text = f"""\
+        lr_schedulers:
+          step: {{class: StepLR, step_size: 2, gamma: 0.5}}
+          cycle: {{class: OneCycleLR, max_lr: 1.0, total_steps: 20}}
+        policies:
+          - lr_scheduler: {{instance_name: cycle}}
+            starting_epoch: {start}
+            ending_epoch: 20
+        """
+    scheduler = load(text)
+    optimizer = scheduler.policies[0].policy.lr_scheduler.optimizer
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(first)
 
 
 def test_overlapping_pruners_are_refused(load):

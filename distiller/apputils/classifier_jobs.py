@@ -13,22 +13,25 @@ from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from distiller.apputils.checkpoint import save_checkpoint
 from distiller.apputils.image_classifier import ClassifierCompressor, Run
-from distiller.apputils.meters import EvalResult
 from distiller.apputils.results_card import ResultsCard
 from distiller.apputils.training_loop import evaluate as evaluate_loop
 from distiller.config import config_component_from_file_by_class
-from distiller.data_loggers.quant_stats import collect_quant_stats
+from distiller.data_loggers.collector import collector_context
+from distiller.data_loggers.quant_stats import STATS_FILE, QuantCalibrationStatsCollector
 from distiller.dummy_input import get_dummy_input
 from distiller.errors import UsageError
 from distiller.model_summaries import model_summary
 from distiller.names import unwrap
 from distiller.quantization import PostTrainLinearQuantizer
-from distiller.sensitivity.axes import sparsity_levels
+from distiller.sensitivity.axes import find_axis, sparsity_levels
+from distiller.sensitivity.engine import applicable_parameters
+from distiller.sensitivity.log import SETTINGS_NAME
 from distiller.sensitivity.plot import sensitivities_to_png
 from distiller.sensitivity.sweep import sensitivity_sweep
 
@@ -58,6 +61,8 @@ def run_job(args: Namespace, open_run: Callable[[], Run]) -> ResultsCard | None:
         open_run: makes the run folder; called when all that was asked for is found to be in order.
     """
     job = choose_job(args)
+    if args.compress and job is not train:
+        _LOG.warning("--compress %s: without effect, this job does not train", args.compress)
     compressor = ClassifierCompressor(args, open_run)
     if compressor.is_quantized and job is not evaluate:
         raise UsageError(
@@ -84,11 +89,11 @@ def dry_run(args: Namespace) -> str:
     lines = [
         f"{args.compress} on {args.arch}: {len(scheduler.policies)} policies, epochs 0..{args.epochs - 1}"
     ]
-    for entry in scheduler.policies:
-        if entry.window.start >= args.epochs:
-            lines.append(
-                f"  never: {entry.name} begins in epoch {entry.window.start}, after the end of training"
-            )
+    lines += [
+        f"  never: {entry.name} begins in epoch {entry.window.start}, after the end of training"
+        for entry in scheduler.policies
+        if entry.window.start >= args.epochs
+    ]
     begin, before = 0, scheduler.describe(0, optimizer)
     for epoch in range(1, args.epochs + 1):
         now = scheduler.describe(epoch, optimizer) if epoch < args.epochs else None
@@ -144,27 +149,28 @@ def quantize_and_evaluate(compressor: ClassifierCompressor) -> ResultsCard:
 
 def sweep_sensitivity(compressor: ClassifierCompressor) -> None:
     """Sweep accuracy against sparsity, layer by layer, into `sensitivity.csv` and `sensitivity.png`."""
-    args = compressor.args
+    args, model = compressor.args, unwrap(compressor.model)
     levels = sparsity_levels(*args.sense_range)
+    applicable_parameters(model, find_axis(args.sensitivity), ["*"])
     loader = compressor.data.test
-    target = Path(args.sense_resume) if args.sense_resume else compressor.run.require_folder()
+    target = _interrupted_sweep(args.sense_resume) if args.sense_resume else compressor.run.require_folder()
     begin = time.perf_counter()
-    measured_before: list[int] = []
+    measured_now: list[int] = []
 
     def test_func(model: nn.Module) -> tuple[float, float, float]:
         result = evaluate_loop(model, loader, device=compressor.device)
         return result.top1, result.top5, result.loss
 
     def on_point(point, finished: int, total: int) -> None:
-        measured_before.append(finished)
-        left = (time.perf_counter() - begin) / len(measured_before) * (total - finished)
+        measured_now.append(finished)
+        left = (time.perf_counter() - begin) / len(measured_now) * (total - finished)
         _LOG.info(
             "[%d/%d] %s at sparsity %.2f: Top1 %.3f  Top5 %.3f  Loss %.3f  (about %.0f s left)",
             finished, total, point.parameter, point.level, *point.score, left,
         )  # fmt: skip
 
     curves = sensitivity_sweep(
-        unwrap(compressor.model),
+        model,
         args.sensitivity,
         levels,
         test_func,
@@ -176,10 +182,19 @@ def sweep_sensitivity(compressor: ClassifierCompressor) -> None:
     _LOG.info("Saved %s and %s", target / "sensitivity.csv", picture)
 
 
+def _interrupted_sweep(folder: str) -> Path:
+    if not (Path(folder) / SETTINGS_NAME).is_file():
+        raise UsageError(
+            f"--sense-resume {folder}: no sweep to go on with, there is no {SETTINGS_NAME}; "
+            "give the run folder of a sweep, or leave the flag out"
+        )
+    return Path(folder)
+
+
 def _make_quantizer(
     compressor: ClassifierCompressor,
 ) -> tuple[PostTrainLinearQuantizer, QuantCalibrationStatsCollector | None]:
-    """The quantizer that the flags ask for, and the statistics that were collected for it; nothing is written."""
+    """The quantizer that the flags ask for, and the statistics collected for it; nothing is written."""
     args, model = compressor.args, compressor.model
     if args.qe_config_file:
         name = "PostTrainLinearQuantizer"
@@ -187,15 +202,16 @@ def _make_quantizer(
     is_weights_only = args.qe_bits_acts == 0 and args.qe_calibration is None
     if args.qe_stats_file or args.qe_dynamic or is_weights_only:
         return PostTrainLinearQuantizer.from_args(model, args), None
-    _check_layers(model, [*args.qe_no_clip_layers, *args.qe_no_quant_layers])
+    # What is wrong with the flags is told before statistics are collected, which may take long.
+    PostTrainLinearQuantizer.from_args(model, _with(args, qe_dynamic=True, qe_scale_approx_bits=None))
     portion = args.qe_calibration or DEFAULT_CALIBRATION
     if args.qe_calibration is None:
         _LOG.info(
             "no source of activation ranges given: calibrating on %.0f %% of the training set", 100 * portion
         )
     collector = _collect(compressor, portion)
-    options = Namespace(**{**vars(args), "qe_stats_file": collector.value()})
-    return PostTrainLinearQuantizer.from_args(model, options), collector
+    quantizer = PostTrainLinearQuantizer.from_args(model, _with(args, qe_stats_file=collector.value()))
+    return quantizer, collector
 
 
 def _collect(compressor: ClassifierCompressor, portion: float) -> QuantCalibrationStatsCollector:
@@ -209,3 +225,7 @@ def _collect(compressor: ClassifierCompressor, portion: float) -> QuantCalibrati
         evaluate_loop(model, loader, device=compressor.device)
         collector.stop_second_pass()
     return collector
+
+
+def _with(args: Namespace, **changes: Any) -> Namespace:
+    return Namespace(**{**vars(args), **changes})

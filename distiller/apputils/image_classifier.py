@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import random
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -217,8 +219,7 @@ class ClassifierCompressor:
             _LOG.warning(
                 "no validation set (--validation-split 0): the test set is used, and is no longer unseen"
             )
-        loggers = self.run.loggers  # opens the run: from here on files are written
-        _LOG.debug("figures go to %s", [type(logger).__name__ for logger in loggers])
+        _ = self.run  # opened: from here on files are written
         reference = self._reference(start, scheduler)
         _LOG.info(tracker.rule)
         for epoch in range(start, self.args.epochs):
@@ -335,16 +336,9 @@ class ClassifierCompressor:
             "best_epoch": best.epoch,
             "reference": None if reference is None else asdict(reference),
         }
+        name, folder = self.args.name, self.run.folder.path
         path = save_checkpoint(
-            epoch,
-            self.args.arch,
-            self.model,
-            optimizer,
-            scheduler,
-            extras,
-            is_best,
-            self.args.name,
-            self.run.folder.path,
+            epoch, self.args.arch, self.model, optimizer, scheduler, extras, is_best, name, folder
         )
         _LOG.info("Saved checkpoint to: %s", path)
 
@@ -362,9 +356,10 @@ class ClassifierCompressor:
                 num_classes=classes,
             )
         if result.confusion is not None:
-            _LOG.info(
-                "confusion matrix (rows: true class, columns: predicted):\n%s", result.confusion.numpy()
+            matrix = np.array2string(
+                result.confusion.numpy(), threshold=sys.maxsize, max_line_width=sys.maxsize
             )
+            _LOG.info("confusion matrix (rows: true class, columns: predicted):\n%s", matrix)
         return result
 
     def _reference(self, start: int, scheduler: CompressionScheduler) -> Measurement | None:
@@ -380,7 +375,7 @@ class ClassifierCompressor:
         return self.measure(self._dense, self.test(self._dense))
 
     def _choose_seed(self) -> int:
-        """Given, the resumed run's, or drawn; 0 for what does not train, so that it sees the same images again."""
+        """Given, the resumed run's, or drawn; 0 for what does not train: the same images each time."""
         args = self.args
         if args.seed is not None:
             return args.seed

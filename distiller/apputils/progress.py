@@ -22,7 +22,7 @@ class EpochProgress:
         loggers: take the scalars of a training step every `print_freq` mini-batches.
         print_freq: mini-batches between figures.
         optimizer: whose learning rate is shown.
-        is_terminal: show a bar instead of lines; default: whether standard error is one.
+        is_terminal: show a bar instead of lines; default: whether standard output and error are one.
     """
 
     def __init__(
@@ -35,7 +35,8 @@ class EpochProgress:
         self._loggers = loggers
         self._print_freq = print_freq
         self._optimizer = optimizer
-        self._is_terminal = sys.stderr.isatty() if is_terminal is None else is_terminal
+        both_are = sys.stdout.isatty() and sys.stderr.isatty()
+        self._is_terminal = both_are if is_terminal is None else is_terminal
         self._bar: tqdm | None = None
 
     def __enter__(self) -> EpochProgress:

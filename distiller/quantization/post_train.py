@@ -311,7 +311,7 @@ class PostTrainLinearQuantizer(Quantizer):
             if name in self._uses or kind_of(layers[name]) == "param":  # nothing of the others is lost
                 by_reason.setdefault(reason, []).append(f"'{name}'")
         for reason, names in by_reason.items():
-            warnings.warn(f"not quantized, since {reason}: {', '.join(names)}", stacklevel=5)
+            warnings.warn(f"not quantized, since {reason}: {', '.join(names)}", stacklevel=4)
 
     def _after_replacement(self, dummy_input: Any) -> None:
         connect_inputs(self._wrappers(), self._uses, self._layer_settings, self._layer_stats)

@@ -167,7 +167,7 @@ class Quantizer(ABC):
             name = canonical(raw, inner)
             first = first_names.setdefault(module, name)
             if first != name:
-                warnings.warn(f"Module '{name}' references to same module as '{first}'.", stacklevel=5)
+                warnings.warn(f"Module '{name}' references to same module as '{first}'.", stacklevel=4)
             parent, _, child = raw.rpartition(".")
             setattr(inner.get_submodule(parent), child, replacements[module])
 

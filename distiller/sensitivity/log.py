@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distiller.atomic_file import write_whole
 from distiller.names import canonical_state_dict
-from distiller.sensitivity.atomic_file import reporting_failed_writes, write_whole
 from distiller.sensitivity.curves import Curves, Score, SensitivityError, SensitivityPoint
 from distiller.sensitivity.report import csv_header, csv_line, parse_csv, sensitivities_to_csv
+from distiller.sensitivity.write_errors import reporting_failed_writes
 
 CSV_NAME = "sensitivity.csv"
 SETTINGS_NAME = "sensitivity.json"
@@ -117,7 +118,7 @@ class SensitivityLog:
                 "give another folder, or move it away"
             )
         else:
-            write_whole(path, (json.dumps(asdict(self.settings), indent=2) + "\n").encode())
+            write_whole(path, json.dumps(asdict(self.settings), indent=2) + "\n")
 
     def _take_up_points(self) -> int:
         """Fill `finished` from the file; returns the bytes to keep: all but a torn last line."""

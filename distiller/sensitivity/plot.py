@@ -21,9 +21,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
+from distiller.atomic_file import write_whole
 from distiller.errors import UsageError, did_you_mean
-from distiller.sensitivity.atomic_file import write_whole
 from distiller.sensitivity.curves import Score
+from distiller.sensitivity.write_errors import reporting_failed_writes
 
 MOST_IN_ONE_PANEL = 12
 MOST_PER_SMALL_PANEL = 8
@@ -87,7 +88,9 @@ def sensitivities_to_png(
         raise UsageError("sensitivity plot: at least one point is needed, got none")
     # Equal curves give an equal SVG: no random ids.
     with matplotlib.rc_context({"svg.hashsalt": "sensitivity"}):
-        write_whole(path, _encode(sensitivity_figure(sensitivities, metric, title), path.suffix.lower()))
+        picture = _encode(sensitivity_figure(sensitivities, metric, title), path.suffix.lower())
+    with reporting_failed_writes(path):
+        write_whole(path, picture)
     return path
 
 

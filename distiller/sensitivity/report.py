@@ -13,10 +13,11 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from distiller.atomic_file import write_whole
 from distiller.errors import Location
 from distiller.names import strip_wrappers
-from distiller.sensitivity.atomic_file import write_whole
 from distiller.sensitivity.curves import Curves, Score, SensitivityError, SensitivityPoint, clean_level
+from distiller.sensitivity.write_errors import reporting_failed_writes
 
 COLUMNS = ("parameter", "sparsity", "top1", "top5", "loss")
 
@@ -42,7 +43,8 @@ def sensitivities_to_csv(
         for name, points in sensitivities.items()
         for level, score in points.items()
     ]
-    write_whole(path, "".join([csv_header(), *rows]).encode())
+    with reporting_failed_writes(path):
+        write_whole(path, "".join([csv_header(), *rows]))
     return path
 
 

@@ -20,7 +20,7 @@ class TinyCnn(nn.Module):
         return self.fc(x.mean(2))
 
 
-@pytest.fixture()
+@pytest.fixture
 def model() -> nn.Module:
     torch.manual_seed(7)
     return TinyCnn()

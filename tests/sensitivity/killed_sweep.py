@@ -1,6 +1,7 @@
-"""A sweep that kills itself: `python killed_sweep.py FOLDER POINT {test,write}`.
+"""A sweep that kills itself, once for each argument: `python killed_sweep.py FOLDER test:4 write:2`.
 
-SIGKILL strikes at the evaluation of the POINT-th point, or with half of its line written.
+SIGKILL strikes at the given evaluation of a run, or when half of the line that follows it is written.
+Each run is a process of its own; a fork, because importing torch again takes seconds.
 """
 
 import os
@@ -32,7 +33,7 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(folder: str, point: int, where: str) -> None:
+def sweep_until_killed(folder: str, where: str, point: int) -> None:
     calls = 0
 
     def evaluate_or_die(*, model: nn.Module) -> tuple[float, float, float]:
@@ -42,17 +43,23 @@ def main(folder: str, point: int, where: str) -> None:
             die()
         return evaluate(model=model)
 
-    class TornLog(SensitivityLog):
-        def _write(self, line: str) -> None:
-            if where == "write" and calls == point:
-                self._file.write(line[: len(line) // 2].encode())
-                self._file.flush()
-                die()
-            super()._write(line)
+    def tear_line(self: SensitivityLog, line: str) -> None:
+        if where == "write" and calls == point:
+            self._file.write(line[: len(line) // 2].encode())
+            self._file.flush()
+            die()
+        write(self, line)
 
-    SensitivityLog._write = TornLog._write
+    write, SensitivityLog._write = SensitivityLog._write, tear_line
     sensitivity_sweep(make_model(), "element", LEVELS, evaluate_or_die, folder, test_images=10)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    torch.set_num_threads(1)
+    for argument in sys.argv[2:]:
+        where, _, point = argument.partition(":")
+        child = os.fork()
+        if child == 0:
+            sweep_until_killed(sys.argv[1], where, int(point))
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, argument

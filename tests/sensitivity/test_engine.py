@@ -232,7 +232,9 @@ def test_finished_points_are_not_measured_again_and_lend_their_dense_score(model
     finished = {("conv1.weight", 0.0): dense, ("conv1.weight", 0.5): Score(90.0, 99.0, 0.4)}
 
     points = list(
-        sensitivity_points(model, ("conv1.weight", "fc.weight"), (0.0, 0.5), record, AXES["element"], finished)
+        sensitivity_points(
+            model, ("conv1.weight", "fc.weight"), (0.0, 0.5), record, AXES["element"], finished
+        )
     )
 
     assert [(point.parameter, point.level) for point in points] == [("fc.weight", 0.0), ("fc.weight", 0.5)]

@@ -1,3 +1,4 @@
+import functools
 import math
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -22,6 +23,7 @@ def curves_of(count, levels=(0.0, 0.5, 0.9)):
     }
 
 
+@functools.cache
 def drawn(count, metric="top1"):
     figure = sensitivity_figure(curves_of(count), metric, "title")
     FigureCanvasAgg(figure).draw()
@@ -42,7 +44,11 @@ def test_legend_does_not_cover_the_curves(count):
 @pytest.mark.parametrize("count", [5, 22, 60])
 def test_nothing_overlaps_and_nothing_is_cut_off(count):
     figure = drawn(count)
-    boxes = [box for axes in figure.axes for box in (axes.get_window_extent(), axes.get_legend().get_window_extent())]
+    boxes = [
+        box
+        for axes in figure.axes
+        for box in (axes.get_window_extent(), axes.get_legend().get_window_extent())
+    ]
     page = figure.bbox
 
     assert all(box.x0 >= page.x0 and box.x1 <= page.x1 for box in boxes)
@@ -104,13 +110,16 @@ def test_curves_without_a_dense_point_have_no_dense_line():
 
 
 @pytest.mark.parametrize(
-    "metric, label", [("top1", "Drop of top-1 accuracy from dense (points)"), ("loss", "Rise of the loss from dense")]
+    "metric, label",
+    [("top1", "Drop of top-1 accuracy from dense (points)"), ("loss", "Rise of the loss from dense")],
 )
 def test_more_curves_than_lines_can_show_become_a_heat_map(metric, label):
     figure = drawn(65, metric)
 
     heat_map, colour_bar = figure.axes
-    assert [text.get_text() for text in heat_map.get_yticklabels()] == [f"layer{index}" for index in range(65)]
+    assert [text.get_text() for text in heat_map.get_yticklabels()] == [
+        f"layer{index}" for index in range(65)
+    ]
     assert [text.get_text() for text in heat_map.get_xticklabels()] == ["0", "50", "90"]
     assert colour_bar.get_ylabel() == label
     change = heat_map.images[0].get_array()
@@ -142,7 +151,9 @@ def test_png_and_svg_are_written_by_suffix(tmp_path):
 
 
 def test_equal_curves_give_equal_files(tmp_path):
-    first, second = (sensitivities_to_png(curves_of(2), tmp_path / name).read_bytes() for name in ("a.svg", "b.svg"))
+    first, second = (
+        sensitivities_to_png(curves_of(2), tmp_path / name).read_bytes() for name in ("a.svg", "b.svg")
+    )
 
     assert first == second
 
@@ -150,7 +161,12 @@ def test_equal_curves_give_equal_files(tmp_path):
 @pytest.mark.parametrize(
     "curves, name, metric, message",
     [
-        (curves_of(1), "s.png", "top2", "unknown metric 'top2', not one of top1, top5, loss; did you mean 'top1'?"),
+        (
+            curves_of(1),
+            "s.png",
+            "tap1",
+            "unknown metric 'tap1', not one of top1, top5, loss; did you mean 'top1'?",
+        ),
         (curves_of(1), "s.jpeg", "top1", "the file must end in .png or .svg, got 's.jpeg'"),
         ({}, "s.png", "top1", "at least one point is needed, got none"),
         ({"w": {}}, "s.png", "top1", "at least one point is needed, got none"),

@@ -38,7 +38,9 @@ def test_reading_back_gives_the_same_floats_in_the_same_order(tmp_path_factory, 
 
 
 def test_scores_that_are_not_finite_survive(tmp_path):
-    path = sensitivities_to_csv({"w": {0.5: (10.0, 50.0, math.nan), 0.9: (10.0, 50.0, math.inf)}}, tmp_path / "s")
+    path = sensitivities_to_csv(
+        {"w": {0.5: (10.0, 50.0, math.nan), 0.9: (10.0, 50.0, math.inf)}}, tmp_path / "s"
+    )
 
     read = sensitivities_from_csv(path)["w"]
 
@@ -58,7 +60,7 @@ def test_distillers_files_are_read_by_canonical_names(file, parameters, levels, 
     curves = sensitivities_from_csv(DISTILLERS / file)
 
     assert len(curves) == parameters
-    assert list(curves)[0] == "conv1.weight"
+    assert next(iter(curves)) == "conv1.weight"
     assert list(curves)[-1] == last
     expected = [round(0.05 * index, 2) for index in range(levels)]
     assert all(list(points) == expected for points in curves.values())
