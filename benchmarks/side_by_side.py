@@ -23,7 +23,7 @@ def parse(description: str) -> argparse.Namespace:
 
 
 def medians(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each side over `repeats` rounds, one call of each in turn, after one round unmeasured."""
+    """Median seconds of each side over `repeats` rounds, one call of each in turn, after one not counted."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for round_number in range(repeats + 1):
         for name, run in sides.items():

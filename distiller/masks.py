@@ -231,10 +231,12 @@ def create_model_masks_dict(model: nn.Module) -> dict[str, ParameterMasker]:
 
 def _multiply(pairs: list[tuple[Tensor, ParameterMasker]]) -> None:
     """Each tensor times its masker's mask, in place and in one sweep."""
-    if not pairs:
-        return
-    with torch.no_grad():
-        torch._foreach_mul_([tensor for tensor, _ in pairs], [entry.mask for _, entry in pairs])
+    tensors = [tensor for tensor, _ in pairs]
+    masks = [entry.mask for _, entry in pairs if entry.mask is not None]
+    assert len(masks) == len(tensors)
+    if tensors:
+        with torch.no_grad():
+            torch._foreach_mul_(tensors, masks)
     for _, entry in pairs:
         entry.is_dirty = False
 

@@ -141,7 +141,7 @@ def _canonical(raw: str, wrapper_prefixes: list[str]) -> str:
 
 def _one(name: str, available: Collection[str], what: str) -> str:
     found = resolve(name, available, what)
-    if len(found) > 1:
+    if len(found) != 1:
         raise UnknownNameError(f"pattern '{name}' matches {len(found)} {what}s where one is wanted")
     return found[0]
 

@@ -69,7 +69,9 @@ def _parameters(factory: Callable[..., Any]) -> list[inspect.Parameter]:
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """Type hints by parameter; {} where one names a type that cannot be seen from here."""
-    names = {name: getattr(collections.abc, name) for name in collections.abc.__all__}  # torch hides its imports
+    names = {
+        name: getattr(collections.abc, name) for name in collections.abc.__all__
+    }  # torch hides its imports
     try:
         return typing.get_type_hints(function, localns=names)
     except NameError:

@@ -16,7 +16,8 @@ def file_map() -> str:
     rows = []
     for path in paths:
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        rows.append(f"| `{path.relative_to(ROOT)}` | {' '.join(docstring.split(chr(10) * 2)[0].split()).rstrip('.')} |")
+        first = " ".join(docstring.split("\n\n")[0].split()).rstrip(".")
+        rows.append(f"| `{path.relative_to(ROOT)}` | {first} |")
     return "\n".join(rows)
 
 

@@ -38,7 +38,11 @@ def imports(tree: ast.AST, at_run_time_only: bool = False) -> set[str]:
     skipped = set()
     if at_run_time_only:
         for node in ast.walk(tree):
-            if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            if (
+                isinstance(node, ast.If)
+                and isinstance(node.test, ast.Name)
+                and node.test.id == "TYPE_CHECKING"
+            ):
                 skipped.update(id(inner) for inner in ast.walk(node))
     found = set()
     for node in ast.walk(tree):
@@ -74,7 +78,10 @@ def test_imports_point_downwards(name):
 def test_there_is_no_import_cycle():
     graph = {name: imports(TREES[name], at_run_time_only=True) - {name} for name in inner_modules()}
     # A package's __init__ re-exports its files; importing a file of one's own package is no cycle through it.
-    graph = {name: {other for other in others if not name.startswith(f"{other}.")} for name, others in graph.items()}
+    graph = {
+        name: {other for other in others if not name.startswith(f"{other}.")}
+        for name, others in graph.items()
+    }
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -95,7 +102,9 @@ def calls(tree: ast.AST):
 @pytest.mark.parametrize("name", list(TREES))
 def test_the_library_neither_prints_nor_parses_nor_configures_logging(name):
     tree = TREES[name]
-    assert not {"print", "logging.basicConfig", "logging.config.dictConfig", "sys.exit", "exit"}.intersection(calls(tree))
+    assert not {"print", "logging.basicConfig", "logging.config.dictConfig", "sys.exit", "exit"}.intersection(
+        calls(tree)
+    )
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     assert not imported.intersection({"argparse", "logging.config"})
 
@@ -103,7 +112,10 @@ def test_the_library_neither_prints_nor_parses_nor_configures_logging(name):
 @pytest.mark.parametrize("name", list(TREES))
 def test_no_star_imports(name):
     assert not any(
-        alias.name == "*" for node in ast.walk(TREES[name]) if isinstance(node, ast.ImportFrom) for alias in node.names
+        alias.name == "*"
+        for node in ast.walk(TREES[name])
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
     )
 
 
@@ -113,7 +125,9 @@ def test_no_exception_is_swallowed(name):
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.ExceptHandler):
             assert node.type is not None, f"line {node.lineno}: bare except"
-            assert not (len(node.body) == 1 and isinstance(node.body[0], ast.Pass)), f"line {node.lineno}: swallowed"
+            assert not (len(node.body) == 1 and isinstance(node.body[0], ast.Pass)), (
+                f"line {node.lineno}: swallowed"
+            )
 
 
 @pytest.mark.parametrize("name", list(TREES))
@@ -136,7 +150,11 @@ def test_there_is_no_drawer():
 def test_names_of_wrappers_are_known_to_names_only(name):
     if name == "distiller.names":
         return
-    texts = [node.value for node in ast.walk(TREES[name]) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    texts = [
+        node.value
+        for node in ast.walk(TREES[name])
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
     documentation = {
         ast.get_docstring(node, clean=False)
         for node in ast.walk(TREES[name])

@@ -7,7 +7,7 @@ Knows nothing about checkpoints, files or command lines.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,7 +24,7 @@ from distiller.scheduler import CompressionScheduler
 class Batches(Protocol):
     """An iterable of (images, labels), shapes (batch, C, H, W) and (batch,), in the order of an epoch."""
 
-    def __iter__(self): ...
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
 
     def __len__(self) -> int: ...
 
@@ -178,6 +178,6 @@ def _forward(
 def _require_finite(loss: float, epoch: int, step: int) -> None:
     if loss != loss or loss in (float("inf"), float("-inf")):
         raise DivergenceError(
-            f"epoch {epoch}, mini-batch {step}: the training loss is {loss}; training stops here and the last "
-            "checkpoint stays as it is. Try a lower --lr"
+            f"epoch {epoch}, mini-batch {step}: the training loss is {loss}; training stops here and the "
+            "last checkpoint stays as it is. Try a lower --lr"
         )

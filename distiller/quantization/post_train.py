@@ -133,11 +133,6 @@ class PostTrainLinearQuantizer(Quantizer):
             also_clip_weights=also_clip_weights,
         )
         check_n_stds(self.default_settings.clip_acts, clip_n_stds, "clip_n_stds")
-        if scale_approx_mult_bits is not None and model_activation_stats is None:
-            raise QuantizationError(
-                "scale_approx_mult_bits: needs statistics; dynamic scales are not known beforehand"
-            )
-        self._check_overrides()
         self._stats_source = "activation statistics"
         self.model_activation_stats: dict[str, Any] | None = None
         if model_activation_stats is not None:
@@ -146,6 +141,7 @@ class PostTrainLinearQuantizer(Quantizer):
             self.model_activation_stats = load_stats(model_activation_stats)
             names = [name for name, _ in named_modules(unwrap(model))]
             check_stats(self.model_activation_stats, names, self._stats_source)
+        self._check_overrides()
         self._given_stats = copy.deepcopy(self.model_activation_stats)
         self.default_replacement_fn = self._quantized_layer
         self.replacement_blacklist = PASSED_OVER
@@ -356,8 +352,12 @@ class PostTrainLinearQuantizer(Quantizer):
                 kinds[self.override_keys[name]].add(kind_of(layer))
         check_keys(self.overrides, kinds)
         for name, layer in self.layers.items():
-            given = self.module_overrides_map[name]
-            with_overrides(self.default_settings, self.module_qbits_map[name], given, kind_of(layer), name)
+            bits, given = self.module_qbits_map[name], self.module_overrides_map[name]
+            settings = with_overrides(self.default_settings, bits, given, kind_of(layer), name)
+            if settings.scale_approx_mult_bits is not None and self.model_activation_stats is None:
+                raise QuantizationError(
+                    f"{name}: scale_approx_mult_bits needs statistics, dynamic scales are not known before"
+                )
 
 
 class _NoAliasDumper(yaml.SafeDumper):

@@ -51,6 +51,8 @@ def clean_level(level: float) -> float:
     return round(float(level), _LEVEL_DIGITS)
 
 
-def dense_score(curves: Mapping[str, Mapping[float, Score]]) -> Score | None:
+def dense_score(
+    curves: Mapping[str, Mapping[float, tuple[float, float, float]]],
+) -> tuple[float, float, float] | None:
     """The score of the uncompressed model (level 0), or None when it was not measured."""
     return next((points[0.0] for points in curves.values() if 0.0 in points), None)

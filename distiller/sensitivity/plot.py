@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from distiller.atomic_file import write_whole
 from distiller.errors import UsageError, did_you_mean
-from distiller.sensitivity.curves import Score
+from distiller.sensitivity.curves import Score, dense_score
 from distiller.sensitivity.write_errors import reporting_failed_writes
 
 MOST_IN_ONE_PANEL = 12
@@ -99,7 +99,8 @@ def sensitivity_figure(
 ) -> Figure:
     """The figure that `sensitivities_to_png` writes; arguments as there."""
     column = Score._fields.index(metric)
-    dense = next((points[0.0][column] for points in sensitivities.values() if 0.0 in points), None)
+    reference = dense_score(sensitivities)
+    dense = None if reference is None else reference[column]
     figure = Figure(layout="constrained")
     FigureCanvasAgg(figure)
     if len(sensitivities) > MOST_AS_LINES:

@@ -1,0 +1,126 @@
+"""Models, settings and statistics that cannot be quantized: the exact messages."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from distiller.errors import GraphTraceError, QuantizationError, StatsError, UnknownNameError
+from distiller.quantization.post_train import PostTrainLinearQuantizer
+from tests.quantization.networks import quantized
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "kind", "text"),
+    [
+        (
+            {"bits_activations": 17},
+            QuantizationError,
+            "bits_activations: must be 2 to 16 bits, or 0 or null for none, got 17",
+        ),
+        (
+            {"bits_parameters": 1},
+            QuantizationError,
+            "bits_weights: must be 2 to 16 bits, or 0 or null for none, got 1",
+        ),
+        ({"bits_accum": 64}, QuantizationError, "bits_accum: must be 2 to 32 bits, got 64"),
+        (
+            {"mode": "ASYM"},
+            QuantizationError,
+            "mode: must be one of SYMMETRIC, SYMMETRIC_RESTRICTED, ASYMMETRIC_UNSIGNED, ASYMMETRIC_SIGNED, got 'ASYM'",
+        ),
+        (
+            {"clip_acts": "N_STD"},
+            QuantizationError,
+            "clip_n_stds: clip mode N_STD needs clip_n_stds, a number of standard deviations > 0, got None",
+        ),
+        (
+            {"scale_approx_mult_bits": 8},
+            QuantizationError,
+            "conv1: scale_approx_mult_bits needs statistics, dynamic scales are not known before",
+        ),
+        (
+            {"overrides": {"fc": {"scale_approx_mult_bits": 8}}},
+            QuantizationError,
+            "fc: scale_approx_mult_bits needs statistics, dynamic scales are not known before",
+        ),
+        (
+            {"overrides": {"conv3": {}}},
+            UnknownNameError,
+            "overrides: 'conv3' matches no layer of the model; did you mean 'conv2'?",
+        ),
+        (
+            {"overrides": {"conv1": {"fpq_module": 16}}},
+            QuantizationError,
+            "overrides['conv1']: unknown key 'fpq_module'; the layers it matches take bits_activations, "
+            "bits_weights, bits_bias, mode, clip_acts, clip_n_stds, clip_half_range, scale_approx_mult_bits, "
+            "inputs_quant_auto_fallback, input_overrides, per_channel_wts",
+        ),
+        (
+            {"overrides": {"conv1": {"clip_acts": "AVERAGE"}}},
+            QuantizationError,
+            "conv1: clip_acts: must be one of NONE, AVG, N_STD, GAUSS, LAPLACE, got 'AVERAGE'; did you mean 'AVG'?",
+        ),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_changed(residual, kwargs, kind, text) -> None:
+    with pytest.raises(kind) as error:
+        PostTrainLinearQuantizer(residual, **kwargs)
+    assert str(error.value) == text
+
+
+def test_statistics_of_another_model_are_refused(residual, residual_stats) -> None:
+    with pytest.raises(
+        StatsError, match=r"^activation statistics: 1 of 15 layers are not in the model \('conv9'\)"
+    ):
+        PostTrainLinearQuantizer(
+            residual, model_activation_stats={**residual_stats, "conv9": residual_stats["fc"]}
+        )
+
+
+def test_missing_statistics_are_named(residual, residual_stats) -> None:
+    stats = {name: entry for name, entry in residual_stats.items() if name not in ("left", "fc")}
+    with pytest.raises(StatsError) as error:
+        quantized(residual, stats)
+    assert str(error.value) == (
+        "activation statistics: has no statistics of 2 of the layers to be quantized ('left', 'fc'); "
+        "collect them from this model"
+    )
+
+
+def test_missing_statistics_of_an_input_are_named(residual, residual_stats, tmp_path) -> None:
+    stats = copy.deepcopy(residual_stats)
+    stats["conv1"]["inputs"] = {}
+    file = tmp_path / "stats.yaml"
+    file.write_text(yaml.safe_dump(stats))
+    with pytest.raises(StatsError) as error:
+        quantized(residual, str(file))
+    assert str(error.value) == (
+        f"{file}: conv1: has no statistics of input 0, which has to be quantized; collect them from this model"
+    )
+
+
+def test_a_dummy_input_is_needed(residual) -> None:
+    with pytest.raises(QuantizationError) as error:
+        PostTrainLinearQuantizer(residual, bits_activations=None).prepare_model()
+    assert str(error.value) == (
+        "prepare_model: an input is needed to trace the model with; "
+        "pass distiller.get_dummy_input(input_shape=model.input_shape)"
+    )
+
+
+def test_a_model_that_cannot_be_traced_says_who_asked() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.fc(x if x.sum() > 0 else -x)
+
+    with pytest.raises(GraphTraceError, match="post-training quantization"):
+        PostTrainLinearQuantizer(Net(), bits_activations=None).prepare_model(torch.randn(1, 3))
