@@ -30,6 +30,7 @@ from distiller.errors import (
     PolicyConflictError,
     QuantizationError,
     ScheduleError,
+    SensitivityError,
     StatsError,
     UnknownNameError,
     UsageError,
@@ -74,9 +75,11 @@ from distiller.pruning.criteria import (
     group_threshold_mask,
 )
 from distiller.scheduler import CompressionScheduler
-from distiller.sensitivity.engine import perform_sensitivity_analysis
-from distiller.sensitivity.plot import sensitivities_to_png
-from distiller.sensitivity.report import sensitivities_to_csv
+from distiller.sensitivity import (
+    perform_sensitivity_analysis,
+    sensitivities_to_csv,
+    sensitivities_to_png,
+)
 from distiller.tensor_stats import (
     density,
     density_2D,
@@ -118,6 +121,7 @@ __all__ = [
     "RegularizationPolicy",
     "ScheduleError",
     "ScheduledTrainingPolicy",
+    "SensitivityError",
     "StatsError",
     "StepContext",
     "SummaryGraph",

@@ -47,6 +47,10 @@ class StatsError(DistillerError):
     """Activation statistics that are missing, malformed or of another model."""
 
 
+class SensitivityError(DistillerError):
+    """The files of a sweep that are malformed, unwritable, or of another sweep."""
+
+
 class GraphTraceError(DistillerError):
     """A model that `torch.export` cannot trace; says who asked and how to go without."""
 

@@ -11,13 +11,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
 
-from distiller.errors import DistillerError
-
 _LEVEL_DIGITS = 10
-
-
-class SensitivityError(DistillerError):
-    """The files of a sweep that are malformed, unwritable, or of another sweep."""
 
 
 class Score(NamedTuple):

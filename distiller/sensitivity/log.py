@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from distiller.atomic_file import write_whole
+from distiller.errors import SensitivityError
 from distiller.names import canonical_state_dict
-from distiller.sensitivity.curves import Curves, Score, SensitivityError, SensitivityPoint
+from distiller.sensitivity.curves import Curves, Score, SensitivityPoint
 from distiller.sensitivity.report import csv_header, csv_line, parse_csv, sensitivities_to_csv
 from distiller.sensitivity.write_errors import reporting_failed_writes
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from distiller.atomic_file import write_whole
-from distiller.errors import Location
+from distiller.errors import Location, SensitivityError
 from distiller.names import strip_wrappers
-from distiller.sensitivity.curves import Curves, Score, SensitivityError, SensitivityPoint, clean_level
+from distiller.sensitivity.curves import Curves, Score, SensitivityPoint, clean_level
 from distiller.sensitivity.write_errors import reporting_failed_writes
 
 COLUMNS = ("parameter", "sparsity", "top1", "top5", "loss")

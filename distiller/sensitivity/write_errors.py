@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from distiller.sensitivity.curves import SensitivityError
+from distiller.errors import SensitivityError
 
 
 @contextmanager

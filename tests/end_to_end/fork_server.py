@@ -44,7 +44,7 @@ def preload() -> None:
     import matplotlib.pyplot  # noqa: F401
     import sklearn.datasets  # noqa: F401
     import torch
-    import torch.utils.tensorboard  # noqa: F401
+    import torch.utils.tensorboard
 
     import distiller.apputils.classifier_jobs  # noqa: F401
     from distiller.graph import SummaryGraph

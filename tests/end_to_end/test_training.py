@@ -85,7 +85,7 @@ def test_training_under_a_schedule_reaches_its_sparsity_and_best_is_an_epoch_tha
     folder = program.latest("out")
     assert program.names(folder) == {*TRAINED, "configs"}
     assert (folder / "configs/agp.yaml").read_text() == schedule.read_text()
-    rows = list(csv.DictReader((folder / "epochs.csv").open()))
+    rows = list(csv.DictReader((folder / "epochs.csv").read_text().splitlines()))
     assert [int(row["epoch"]) for row in rows] == [0, 1, 2, 3]
     assert [float(row["lr"]) for row in rows] == pytest.approx([0.02, 0.01, 0.005, 0.0025])
     sparsities = [float(row["sparsity"]) for row in rows]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from distiller.sensitivity.curves import Score, SensitivityError, SensitivityPoint
+from distiller.errors import SensitivityError
+from distiller.sensitivity.curves import Score, SensitivityPoint
 from distiller.sensitivity.log import SensitivityLog, SweepSettings, weights_fingerprint
 from distiller.sensitivity.sweep import sensitivity_sweep
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distiller.sensitivity.curves import Score, SensitivityError
+from distiller.errors import SensitivityError
+from distiller.sensitivity.curves import Score
 from distiller.sensitivity.report import parse_csv, sensitivities_from_csv, sensitivities_to_csv
 
 DISTILLERS = Path(__file__).resolve().parents[2] / "../shared/compat/sensitivity"

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from distiller.errors import UsageError
-from distiller.sensitivity.curves import SensitivityError
+from distiller.errors import SensitivityError, UsageError
 from distiller.sensitivity.engine import perform_sensitivity_analysis
 from distiller.sensitivity.report import sensitivities_from_csv
 from distiller.sensitivity.sweep import sensitivity_sweep
