@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
-from torchvision.transforms import v2
 
 from distiller.errors import DatasetError
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
 
 CROP_PADDING = 4
 """Pixels of black around a CIFAR image before it is cropped."""
@@ -125,6 +128,8 @@ def training_transform(input_shape: Sequence[int]) -> v2.Compose:
 
     Draws from torch's global random state.
     """
+    from torchvision.transforms import v2  # seconds of import, which image files alone need
+
     return v2.Compose(
         [v2.RandomResizedCrop(list(input_shape[1:])), v2.RandomHorizontalFlip(), v2.PILToTensor()]
     )
@@ -135,6 +140,8 @@ def evaluation_transform(input_shape: Sequence[int]) -> v2.Compose:
 
     The shorter side becomes 256 for 224 and 336 for 299 (Inception), in proportion otherwise.
     """
+    from torchvision.transforms import v2  # as above
+
     size = list(input_shape[1:])
     longest = max(size)
     shorter_side = 336 if longest == 299 else round(longest * 256 / 224)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 
 from distiller.apputils.dataset_files import describe_places, find_folder, read_cifar_batch, read_idx
 from distiller.apputils.dataset_function import decode_from_function
@@ -259,6 +258,8 @@ def _download(name: str, folder: Path | None) -> None:
         raise DatasetError(
             f"{name}: --download does not write into {folder}, a folder of the system; give your own"
         )
+    import torchvision.datasets  # seconds of import, which sets that are read by ourselves need not wait
+
     try:
         getattr(torchvision.datasets, _TORCHVISION_CLASS[name])(str(folder), download=True)
     except (OSError, RuntimeError, HTTPException) as error:
@@ -266,6 +267,8 @@ def _download(name: str, folder: Path | None) -> None:
 
 
 def _scan(folder: Path) -> ImageFiles:
+    import torchvision.datasets  # as above
+
     try:
         scanned = torchvision.datasets.ImageFolder(str(folder))
     except OSError as error:

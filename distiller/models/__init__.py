@@ -13,7 +13,7 @@ from distiller.models.create import (
 )
 from distiller.models.spec import ModelSpec
 
-ALL_MODEL_NAMES = all_model_names()
+ALL_MODEL_NAMES: tuple[str, ...]
 
 __all__ = [
     "ALL_MODEL_NAMES",
@@ -24,3 +24,10 @@ __all__ = [
     "input_shape_for",
     "register_user_model",
 ]
+
+
+def __getattr__(name: str) -> tuple[str, ...]:
+    """`ALL_MODEL_NAMES`, made when it is asked for: torchvision takes seconds to import."""
+    if name == "ALL_MODEL_NAMES":
+        return all_model_names()
+    raise AttributeError(f"module 'distiller.models' has no attribute '{name}'")

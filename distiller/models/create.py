@@ -1,5 +1,7 @@
 """Models by name: our own, the user's, torchvision's, or a dotted path; built for the data in use.
 
+torchvision takes seconds to import, so it waits until a name is not one of ours.
+
 Knows nothing about reading data or training.
 """
 
@@ -13,7 +15,6 @@ from torch import nn
 
 from distiller.dataset_facts import DATASET_FACTS, infer_dataset
 from distiller.errors import UnknownNameError, UsageError, did_you_mean
-from distiller.models.imagenet import torchvision_names, torchvision_spec
 from distiller.models.spec import ModelSpec, register_model
 from distiller.registry import MODELS, load_dotted
 
@@ -77,6 +78,8 @@ def create_model(
 
 def all_model_names() -> tuple[str, ...]:
     """The names that `arch` can have besides a dotted path, sorted."""
+    from distiller.models.imagenet import torchvision_names
+
     return tuple(sorted({*MODELS, *torchvision_names()}))
 
 
@@ -115,6 +118,8 @@ def register_user_model(arch: str, dataset: str, model: Callable[..., nn.Module]
         raise UnknownNameError(
             f"register_user_model: unknown data set '{dataset}'{did_you_mean(dataset, DATASET_FACTS)}"
         )
+    from distiller.models.imagenet import torchvision_names
+
     if arch.lower() in torchvision_names():
         raise UsageError(
             f"register_user_model: torchvision has a model '{arch.lower()}'; choose another name"
@@ -136,6 +141,8 @@ def find_spec(arch: str) -> ModelSpec:
         spec = MODELS[name]
         assert isinstance(spec, ModelSpec)
         return spec
+    from distiller.models.imagenet import torchvision_names, torchvision_spec
+
     if name in torchvision_names():
         return torchvision_spec(name)
     if ":" in arch:

@@ -18,8 +18,6 @@ from functools import cache
 from typing import Any, cast
 
 import torch
-from scipy.optimize import brentq
-from scipy.special import erfc, lambertw
 from torch import Tensor
 
 from distiller.errors import QuantizationError, StatsError
@@ -120,6 +118,9 @@ def optimal_alpha(clip: ClipMode, num_bits: int, half_range: bool = False) -> fl
         num_bits: M, at least 1.
         half_range: whether only one half of the distribution is kept.
     """
+    from scipy.optimize import brentq  # a second of import, which only more than 8 bits need
+    from scipy.special import erfc, lambertw
+
     bits = num_bits + int(half_range)
     table = _GAUSS if clip is ClipMode.GAUSS else _LAPLACE
     if bits in table:

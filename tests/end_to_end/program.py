@@ -56,6 +56,7 @@ class ForkServer:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
+        self._process.kill()
         self._process.wait()
         self._process.stdout.close()
 

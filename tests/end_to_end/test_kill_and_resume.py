@@ -1,0 +1,187 @@
+"""A run that is killed at any moment and resumed ends as one that was not, bit for bit."""
+
+from __future__ import annotations
+
+import signal
+import time
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.conftest import TINY, make_program
+from tests.end_to_end.program import differences, load
+
+SCHEDULES = {
+    "agp and exponential decay": """
+pruners:
+  agp: {class: AutomatedGradualPruner, initial_sparsity: 0.1, final_sparsity: 0.8, weights: [conv2.weight, fc.weight]}
+lr_schedulers:
+  lr: {class: ExponentialLR, gamma: 0.7}
+policies:
+  - pruner: {instance_name: agp, args: {mini_batch_pruning_frequency: 2}}
+    starting_epoch: 0
+    ending_epoch: 4
+    frequency: 2
+  - lr_scheduler: {instance_name: lr}
+    starting_epoch: 0
+    ending_epoch: 5
+    frequency: 1
+""",
+    "sensitivity and plateau": """
+pruners:
+  s: {class: SensitivityPruner, sensitivities: {conv1.weight: 0.3, fc.weight: 0.6}}
+lr_schedulers:
+  lr: {class: ReduceLROnPlateau, mode: min, patience: 0, factor: 0.3}
+policies:
+  - pruner: {instance_name: s}
+    starting_epoch: 1
+    ending_epoch: 5
+    frequency: 2
+  - lr_scheduler: {instance_name: lr}
+    starting_epoch: 0
+    ending_epoch: 5
+    frequency: 1
+""",
+    "filters, then elements, and one cycle": """
+pruners:
+  f: {class: L1RankedStructureParameterPruner_AGP, initial_sparsity: 0.1, final_sparsity: 0.5, group_type: Filters,
+      weights: [conv2.weight]}
+  e: {class: SparsityLevelParameterPruner, levels: {conv2.weight: 0.7}}
+lr_schedulers:
+  lr: {class: OneCycleLR, max_lr: 0.05, total_steps: 5}
+policies:
+  - pruner: {instance_name: f, args: {use_double_copies: true}}
+    starting_epoch: 0
+    ending_epoch: 2
+    frequency: 1
+  - pruner: {instance_name: e, args: {keep_mask: true}}
+    epochs: [2]
+  - lr_scheduler: {instance_name: lr}
+    starting_epoch: 0
+    ending_epoch: 5
+    frequency: 1
+""",
+}
+OPTIMIZERS = {"sgd": "--lr 0.05", "adam": "--optimizer adam --lr 0.003"}
+EPOCHS = 5
+STEPS = 7  # mini-batches of an epoch
+
+
+def command(optimizer: str, out: str) -> str:
+    return (
+        f"--arch nets:Tiny --dataset digits -b 40 --etrs 0.2 --epochs {EPOCHS} --validation-split 0.2 "
+        f"--num-best-scores 2 --compress schedule.yaml {OPTIMIZERS[optimizer]} -o {out} "
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(server, tmp_path_factory):
+    """`whole(schedule, optimizer)`: the last checkpoint of a run that was not interrupted."""
+
+    @cache
+    def run(schedule: str, optimizer: str) -> Path:
+        program = make_program(server, tmp_path_factory.mktemp("whole"))
+        program.write("schedule.yaml", SCHEDULES[schedule])
+        program.run(command(optimizer, "out") + "--seed 11").succeeded()
+        return program.latest("out") / "checkpoint.pth.tar"
+
+    return run
+
+
+def assert_same_run(resumed: Path, whole: Path) -> None:
+    ours, theirs = load(resumed), load(whole)
+    for checkpoint in (ours, theirs):  # the reference is measured, with latencies
+        checkpoint["extras"].pop("reference")
+    assert {"state_dict", "optimizer", "scheduler", "rng"} <= ours.keys()
+    assert differences(ours, theirs) == []
+
+
+KILLS = {
+    "in the middle of an epoch": ("torch.optim:Optimizer.zero_grad", 2 * STEPS + 4),
+    "before a checkpoint reaches the disk": ("os:fsync", 6),
+    "before a checkpoint gets its name": ("pathlib:Path.replace", 9),
+    "after validation": ("distiller.apputils.scores:ScoreTracker.step", 4),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("moment", KILLS)
+def test_a_killed_training_is_resumed_bit_for_bit(program, whole, moment, optimizer):
+    schedule = "agp and exponential decay"
+    program.write("schedule.yaml", SCHEDULES[schedule])
+    killed = program.run(command(optimizer, "out") + "--seed 11", kill=KILLS[moment])
+    assert killed.status == -signal.SIGKILL
+    left = program.latest("out") / "checkpoint.pth.tar"
+    assert 0 <= load(left)["epoch"] < EPOCHS - 1
+    program.run(command(optimizer, "resumed") + f"--resume-from {left}").succeeded()
+    assert_same_run(program.latest("resumed") / left.name, whole(schedule, optimizer))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_training_killed_in_every_epoch_is_resumed_bit_for_bit(program, whole, schedule):
+    program.write("schedule.yaml", SCHEDULES[schedule])
+    flags = "--seed 11"
+    for epoch in range(1, EPOCHS):
+        out = f"killed{epoch}"
+        killed = program.run(command("sgd", out) + flags, kill=("torch.optim:Optimizer.zero_grad", STEPS + 3))
+        assert killed.status == -signal.SIGKILL
+        left = program.latest(out) / "checkpoint.pth.tar"
+        assert load(left)["epoch"] == epoch - 1
+        flags = f"--resume-from {left}"
+    program.run(command("sgd", "resumed") + flags).succeeded()
+    assert_same_run(program.latest("resumed") / "checkpoint.pth.tar", whole(schedule, "sgd"))
+
+
+def test_a_kill_from_outside_at_no_chosen_moment(program, whole):
+    schedule = "agp and exponential decay"
+    program.write("schedule.yaml", SCHEDULES[schedule])
+    running = program.start(command("sgd", "out") + "--seed 11")
+    while "Epoch: [2]" not in running.printed():
+        time.sleep(0.005)
+    running.signal(signal.SIGKILL)
+    assert running.wait().status == -signal.SIGKILL
+    left = program.latest("out") / "checkpoint.pth.tar"
+    program.run(command("sgd", "resumed") + f"--resume-from {left}").succeeded()
+    assert_same_run(program.latest("resumed") / left.name, whole(schedule, "sgd"))
+
+
+def test_a_kill_while_the_first_checkpoint_is_written_leaves_none(program):
+    program.write("schedule.yaml", "policies: []\n")
+    killed = program.run(command("sgd", "out"), kill=("os:fsync", 3))
+    assert killed.status == -signal.SIGKILL
+    names = program.names(program.latest("out"))
+    assert "checkpoint.pth.tar" not in names
+    assert any(name.endswith(".part") for name in names)
+
+
+SWEEP = TINY + "--sense element --sense-range 0 0.9 0.15 --etes 0.2 --exp-load-weights-from "
+
+
+@pytest.mark.parametrize(
+    "kill",
+    [
+        ("distiller.sensitivity.log:SensitivityLog.append", 1),
+        ("distiller.sensitivity.log:SensitivityLog.append", 12),
+        ("os:fsync", 9),
+        ("distiller.sensitivity.log:SensitivityLog.complete", 1),
+        ("distiller.apputils.classifier_jobs:sensitivities_to_png", 1),
+    ],
+)
+def test_a_killed_sweep_is_resumed_to_the_same_bytes(program, trained, kill):
+    program.run(SWEEP + f"{trained} -o whole").succeeded()
+    assert program.run(SWEEP + f"{trained} -o out", kill=kill).status == -signal.SIGKILL
+    left = program.latest("out")
+    done = program.run(SWEEP + f"{trained} --sense-resume {left}").succeeded()
+    assert done.out.count("at sparsity") < 21 or kill[1] == 1
+    assert (left / "sensitivity.csv").read_bytes() == (program.latest("whole") / "sensitivity.csv").read_bytes()
+    assert (left / "sensitivity.png").exists()
+
+
+def test_a_line_that_a_killed_sweep_left_unfinished_is_measured_again(program, trained):
+    program.run(SWEEP + f"{trained} -o out").succeeded()
+    file = program.latest("out") / "sensitivity.csv"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2 + 3])
+    program.run(SWEEP + f"{trained} --sense-resume {file.parent}").succeeded()
+    assert file.read_bytes() == whole
