@@ -73,9 +73,13 @@ def become(request: dict) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            traceback.print_exc()
+            status = 120  # as the interpreter's own
+        finally:
+            os._exit(status)
 
 
 def kill_at(target: str, count: int) -> None:

@@ -70,10 +70,15 @@ class Program:
     printed: Path
     _count: int = field(default=0)
 
-    def start(self, command: str, *more: str | Path, kill: tuple[str, int] | None = None, env=None) -> Running:
-        """Start a command line: `command` is split as a shell does, `more` are single arguments."""
+    def start(
+        self, command: str, *more: str | Path, kill: tuple[str, int] | None = None, env=None, **files: str
+    ) -> Running:
+        """Start a command line: `command` is split as a shell does, `more` are single arguments.
+
+        `stdout` and `stderr` name other files than those that `Running` reads.
+        """
         self._count += 1
-        files = {name: str(self.printed / f"{self._count}.{name}") for name in ("stdout", "stderr")}
+        files = {name: str(self.printed / f"{self._count}.{name}") for name in ("stdout", "stderr")} | files
         argv = [*shlex.split(command), *map(str, more)]
         reply = self.server.ask(argv=argv, cwd=str(self.folder), env=env or {}, kill=kill, **files)
         return Running(self.server, reply["pid"], Path(files["stdout"]), Path(files["stderr"]))
@@ -123,25 +128,29 @@ class Running:
 
     def wait(self) -> Done:
         status = self.server.ask(wait=self.pid)["status"]
-        return Done(status, self.stdout.read_text(), self.stderr.read_text())
+        return Done(status, *(read(path) for path in (self.stdout, self.stderr)))
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
     def printed(self) -> str:
-        return self.stdout.read_text() if self.stdout.exists() else ""
+        return read(self.stdout)
 
 
-def in_a_fresh_interpreter(folder: Path, command: str, **options) -> subprocess.Popen:
+def read(path: Path) -> str:
+    """What a run printed, as far as it is a file by now."""
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def in_a_fresh_interpreter(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
     """The program without the fork server: everything as the user's shell starts it."""
-    return subprocess.Popen(
+    return subprocess.run(
         [sys.executable, str(PROGRAM), *shlex.split(command)],
         cwd=folder,
         env={**os.environ, **ENVIRONMENT},
+        capture_output=True,
         text=True,
-        stdout=options.pop("stdout", subprocess.PIPE),
-        stderr=subprocess.PIPE,
-        **options,
+        check=False,
     )
 
 
@@ -167,7 +176,9 @@ def differences(a, b, path: str = "") -> list[str]:
         return [f"{path}: {type(a).__name__} and {type(b).__name__}"]
     if isinstance(a, dict):
         found = [f"{path}/{key}: only in one" for key in a.keys() ^ b.keys()]
-        return found + [d for key in a.keys() & b.keys() for d in differences(a[key], b[key], f"{path}/{key}")]
+        return found + [
+            d for key in a.keys() & b.keys() for d in differences(a[key], b[key], f"{path}/{key}")
+        ]
     if isinstance(a, (list, tuple)):
         if len(a) != len(b):
             return [f"{path}: {len(a)} and {len(b)} items"]

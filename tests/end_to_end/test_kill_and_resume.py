@@ -174,7 +174,9 @@ def test_a_killed_sweep_is_resumed_to_the_same_bytes(program, trained, kill):
     left = program.latest("out")
     done = program.run(SWEEP + f"{trained} --sense-resume {left}").succeeded()
     assert done.out.count("at sparsity") < 21 or kill[1] == 1
-    assert (left / "sensitivity.csv").read_bytes() == (program.latest("whole") / "sensitivity.csv").read_bytes()
+    assert (left / "sensitivity.csv").read_bytes() == (
+        program.latest("whole") / "sensitivity.csv"
+    ).read_bytes()
     assert (left / "sensitivity.png").exists()
 
 

@@ -39,7 +39,9 @@ def test_a_summary_shows_the_weights_of_a_checkpoint(program, trained):
     file = program.latest("out") / "checkpoint.pth.tar"
     line = next(
         line
-        for line in program.run(TINY + f"--summary sparsity --resume-from {file}").succeeded().out.splitlines()
+        for line in program.run(TINY + f"--summary sparsity --resume-from {file}")
+        .succeeded()
+        .out.splitlines()
         if "| fc.weight " in line
     )
     cells = [cell.strip() for cell in line.split("|")]
@@ -71,6 +73,11 @@ def test_a_dry_run_tells_what_each_policy_touches_when(program):
 
 
 def test_a_dry_run_tells_which_policies_begin_after_the_end_of_training(program):
-    program.write("agp.yaml", AGP.replace("starting_epoch: 0\n    ending_epoch: 3", "epochs: [7]").replace("    frequency: 1\n  - lr", "  - lr"))
+    program.write(
+        "agp.yaml",
+        AGP.replace("starting_epoch: 0\n    ending_epoch: 3", "epochs: [7]").replace(
+            "    frequency: 1\n  - lr", "  - lr"
+        ),
+    )
     out = program.run(TINY + "--epochs 2 --dry-run --compress agp.yaml").succeeded().out
     assert "  never: pruner agp begins in epoch 7, after the end of training\n" in out

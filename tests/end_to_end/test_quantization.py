@@ -77,7 +77,9 @@ def test_statistics_do_not_depend_on_the_size_of_the_batches(program, trained, s
     assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-def test_quantizing_with_a_statistics_file_keeps_the_accuracy_at_a_quarter_of_the_size(program, trained, stats):
+def test_quantizing_with_a_statistics_file_keeps_the_accuracy_at_a_quarter_of_the_size(
+    program, trained, stats
+):
     done, card = quantize(program, trained, f"--qe-stats-file {stats}")
     assert program.names() == {"nets.py", "out"}
     assert program.names(program.latest("out")) == {*WITH_STATS, "configs"}
@@ -112,7 +114,9 @@ def test_calibration_and_evaluation_in_one_run(program, trained):
     assert (params["conv1"]["clip_acts"], params["conv2"]["clip_acts"]) == ("NONE", "N_STD")
 
 
-def test_the_statistics_that_a_quantization_collects_are_those_that_are_collected_alone(program, trained, stats):
+def test_the_statistics_that_a_quantization_collects_are_those_that_are_collected_alone(
+    program, trained, stats
+):
     quantize(program, trained, "--qe-calibration 0.2")
     assert (program.latest("out") / stats.name).read_text() == stats.read_text()
 

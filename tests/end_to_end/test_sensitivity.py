@@ -25,7 +25,9 @@ def rows(folder):
         ("channel", ["conv2.weight"]),
     ],
 )
-def test_a_sweep_writes_a_row_for_every_parameter_and_level_both_ends_included(program, trained, axis, parameters):
+def test_a_sweep_writes_a_row_for_every_parameter_and_level_both_ends_included(
+    program, trained, axis, parameters
+):
     done = program.run(
         TINY + f"--sense {axis} --sense-range 0 0.9 0.45 --etes 0.3 -o out --exp-load-weights-from {trained}"
     ).succeeded()
@@ -55,7 +57,9 @@ def test_the_dense_point_of_a_sweep_is_the_evaluation(program, trained):
 
 
 def test_resuming_a_finished_sweep_changes_nothing_and_measures_nothing(program, trained):
-    command = TINY + f"--sense filter --sense-range 0 0.8 0.4 --etes 0.2 -o out --exp-load-weights-from {trained}"
+    command = (
+        TINY + f"--sense filter --sense-range 0 0.8 0.4 --etes 0.2 -o out --exp-load-weights-from {trained}"
+    )
     program.run(command).succeeded()
     folder = program.latest("out")
     before = (folder / "sensitivity.csv").read_bytes()

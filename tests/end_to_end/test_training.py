@@ -35,10 +35,9 @@ policies:
 
 def test_a_first_training_as_the_readme_shows_it(tmp_path):
     command = "--arch lenet_300_100 --dataset digits --epochs 2 --lr 0.05 -b 64 --seed 0 --etrs 0.5"
-    with in_a_fresh_interpreter(tmp_path, command) as process:
-        out, err = process.communicate()
-    assert process.returncode == 0
-    assert err == ""
+    done = in_a_fresh_interpreter(tmp_path, command)
+    assert (done.returncode, done.stderr) == (0, "")
+    out = done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["logs"]
     assert {path.name for path in (tmp_path / "logs").iterdir()} > LINKS
     folder = (tmp_path / "logs/latest_log_dir").resolve()
@@ -80,7 +79,8 @@ def test_verbose_shows_what_otherwise_only_the_log_has(program):
 def test_training_under_a_schedule_reaches_its_sparsity_and_best_is_an_epoch_that_has_it(program, trained):
     schedule = program.write("agp.yaml", AGP)
     done = program.run(
-        TINY + f"--epochs 4 --lr 0.02 --seed 3 -o out --compress agp.yaml --resume-from {trained} --reset-optimizer"
+        TINY
+        + f"--epochs 4 --lr 0.02 --seed 3 -o out --compress agp.yaml --resume-from {trained} --reset-optimizer"
     ).succeeded()
     folder = program.latest("out")
     assert program.names(folder) == {*TRAINED, "configs"}
@@ -147,7 +147,9 @@ def test_without_a_schedule_the_masks_of_a_checkpoint_stay_in_force(program, tra
     pruned = program.latest("out") / "checkpoint.pth.tar"
     done = program.run(TINY + f"--epochs 4 --etrs 0.1 -o tuned --resume-from {pruned}").succeeded()
     assert "no --compress: the checkpoint's masks stay in force, its schedule does not go on" in done.out
-    before, after = (load(path)["state_dict"]["fc.weight"] for path in (pruned, program.latest("tuned") / pruned.name))
+    before, after = (
+        load(path)["state_dict"]["fc.weight"] for path in (pruned, program.latest("tuned") / pruned.name)
+    )
     assert bool(((before == 0) == (after == 0)).all())
     assert not bool((before == after).all())
 
@@ -219,7 +221,9 @@ def test_a_schedule_may_name_a_class_of_a_package_that_the_command_line_allows(p
     assert (weight == 0).all(1).tolist() == [True] * 2 + [False] * 8
 
 
-@pytest.mark.parametrize("flags", ["--optimizer adam --lr 0.001", "--optimizer adamw --lr 0.001", "--momentum 0"])
+@pytest.mark.parametrize(
+    "flags", ["--optimizer adam --lr 0.001", "--optimizer adamw --lr 0.001", "--momentum 0"]
+)
 def test_other_optimizers_train(program, flags):
     program.run(TINY + f"--epochs 1 --etrs 0.1 -o out {flags}").succeeded()
     optimizer = load(program.latest("out") / "checkpoint.pth.tar")["optimizer"]
@@ -259,4 +263,7 @@ def test_validation_sets_of_every_size_do(program, flags, samples):
 
 
 def test_a_training_set_of_one_image_does(program):
-    assert "Epoch: [0][    1/    1]" in program.run("--arch lenet5 --dataset digits --epochs 1 --etrs 0.0001").out
+    assert (
+        "Epoch: [0][    1/    1]"
+        in program.run("--arch lenet5 --dataset digits --epochs 1 --etrs 0.0001").out
+    )

@@ -38,10 +38,11 @@ def test_there_are_schedules():
 
 
 @pytest.mark.parametrize("path", SCHEDULES, ids=lambda path: path.stem)
-def test_a_schedule_opens_with_purpose_and_command(path):
+def test_a_schedule_opens_with_purpose_command_and_measured_result(path):
     args = command(path)
     assert (ROOT / args.compress).resolve() == path
     assert len(header(path).splitlines()[0]) > 20
+    assert "Measured (" in header(path)
 
 
 @pytest.mark.parametrize("path", SCHEDULES, ids=lambda path: path.stem)
