@@ -26,6 +26,7 @@ LOG = logging.getLogger("distiller.app")
 def make_parser() -> argparse.ArgumentParser:
     """The command line; needs no torch, so that --help answers at once."""
     parser = _Parser(
+        prog="compress_classifier.py",
         description="Compression experiments with image classifiers: train under a YAML schedule, prune, "
         "sweep sensitivity, collect activation statistics, quantize.",
         allow_abbrev=False,

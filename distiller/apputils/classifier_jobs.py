@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from distiller.apputils.checkpoint import save_checkpoint
+from distiller.apputils.classifier_training import ClassifierTraining
 from distiller.apputils.image_classifier import ClassifierCompressor, Run
 from distiller.apputils.results_card import ResultsCard
 from distiller.apputils.training_loop import evaluate as evaluate_loop
@@ -106,7 +107,7 @@ def dry_run(args: Namespace) -> str:
 
 def train(compressor: ClassifierCompressor) -> ResultsCard:
     """Train under the schedule, then test."""
-    return compressor.train()[1]
+    return ClassifierTraining(compressor).run()
 
 
 def evaluate(compressor: ClassifierCompressor) -> ResultsCard:

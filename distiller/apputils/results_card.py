@@ -145,58 +145,40 @@ class ResultsCard:
 
 
 def build_card(
-    model: nn.Module,
-    result: EvalResult | None,
-    input_shape: Sequence[int],
-    batch_size: int,
-    *,
-    device: torch.device | str = "cpu",
-    macs: int | None = None,
-    bits_by_param: Mapping[str, int] | None = None,
-    per_channel: Collection[str] = (),
-    stored: Mapping[str, Tensor] | None = None,
-    reference: Measurement | None = None,
-    reference_model: nn.Module | None = None,
-    simulated: Sequence[str] = (),
+    measured: Measurement, reference: Measurement | None = None, simulated: Sequence[str] = ()
 ) -> ResultsCard:
-    """Measure a model and set it beside a reference.
+    """Set a model's figures beside a reference, and say what of them is only simulated.
 
     Args:
-        model: as it is evaluated: masks applied.
-        result: of its evaluation.
-        input_shape: of one image: (channels, height, width).
-        batch_size: of the evaluation.
-        device: where the model is.
-        macs: multiply-accumulates for one image.
-        bits_by_param: width of each quantized weight, by its name in the state dict.
-        per_channel: those that have a scale for each output channel.
-        stored: the tensors that a file of the model has to hold; default its state dict.
+        measured: from `measure`.
         reference: from `measure` of the dense model, `measurement_of` or `read_measurement`.
-        reference_model: of which `reference` is; when given, the latencies of both are measured anew,
-            side by side.
         simulated: statements to add to those that follow from the figures.
     """
-    measured = measure(
-        model,
-        result,
-        input_shape,
-        batch_size,
-        device=device,
-        macs=macs,
-        bits_by_param=bits_by_param,
-        per_channel=per_channel,
-        stored=stored,
-    )
-    if reference is not None and reference_model is not None:
-        for name, size in (("latency_single", 1), ("latency_batch", batch_size)):
-            ours, theirs = measure_latencies([model, reference_model], input_shape, size, device=device)
-            measured, reference = replace(measured, **{name: ours}), replace(reference, **{name: theirs})
     statements = [
-        *([SIMULATED_QUANTIZATION] if bits_by_param else []),
+        *([SIMULATED_QUANTIZATION] if measured.bytes_quantized is not None else []),
         *([SIMULATED_SPARSITY] if measured.weight_sparsity >= 0.01 else []),
         *simulated,
     ]
     return ResultsCard(measured, reference, tuple(statements))
+
+
+def with_latencies_in_turns(
+    measured: Measurement,
+    reference: Measurement,
+    models: tuple[nn.Module, nn.Module],
+    input_shape: Sequence[int],
+    batch_size: int,
+    device: torch.device | str = "cpu",
+) -> tuple[Measurement, Measurement]:
+    """Both figures with the latencies measured anew, side by side; arguments as of `measure`.
+
+    Args:
+        models: those that `measured` and `reference` are of.
+    """
+    for name, size in (("latency_single", 1), ("latency_batch", batch_size)):
+        ours, theirs = measure_latencies(models, input_shape, size, device=device)
+        measured, reference = replace(measured, **{name: ours}), replace(reference, **{name: theirs})
+    return measured, reference
 
 
 def measure(
@@ -211,7 +193,18 @@ def measure(
     per_channel: Collection[str] = (),
     stored: Mapping[str, Tensor] | None = None,
 ) -> Measurement:
-    """The figures of one model; arguments as of `build_card`.
+    """The figures of one model.
+
+    Args:
+        model: as it is evaluated: masks applied.
+        result: of its evaluation.
+        input_shape: of one image: (channels, height, width).
+        batch_size: of the evaluation.
+        device: where the model is.
+        macs: multiply-accumulates for one image.
+        bits_by_param: width of each quantized weight, by its name in the state dict.
+        per_channel: those that have a scale for each output channel.
+        stored: the tensors that a file of the model has to hold; default its state dict.
 
     Raises:
         UnknownNameError: a name in `bits_by_param` is not in the model.

@@ -17,6 +17,7 @@ from distiller.apputils.results_card import (
     measurement_of,
     ratios,
     read_measurement,
+    with_latencies_in_turns,
 )
 from distiller.errors import QuantizationError, UnknownNameError, UsageError
 from distiller.export.latency import Latency
@@ -67,7 +68,8 @@ def model():
 
 
 def card_of(model, **settings) -> ResultsCard:
-    return build_card(model, EvalResult(0.5, 8, 10, 10), (1, 4, 4), 8, **settings)
+    simulated = settings.pop("simulated", ())
+    return build_card(measure(model, EvalResult(0.5, 8, 10, 10), (1, 4, 4), 8, **settings), None, simulated)
 
 
 # ------------------------------------------------------------------------ measuring
@@ -307,7 +309,7 @@ def test_reference_that_is_no_card_is_refused(tmp_path, content):
 
 def test_latencies_of_a_model_and_its_reference_are_measured_side_by_side(model):
     stale = replace(measure(model, None, (1, 4, 4), 8), latency_single=latency(99_000.0), source="old.json")
-    card = build_card(model, None, (1, 4, 4), 8, reference=stale, reference_model=model)
-    assert card.reference is not None
-    assert card.reference.latency_single is not None
-    assert card.reference.latency_single.median_s < 99
+    ours, theirs = with_latencies_in_turns(stale, stale, (model, model), (1, 4, 4), 8)
+    for found in (ours, theirs):
+        assert found.latency_single is not None
+        assert found.latency_single.median_s < 99

@@ -36,7 +36,8 @@ def serve() -> None:
             if pid == 0:
                 become(request)
             reply = {"pid": pid}
-        print(json.dumps(reply), flush=True)
+        sys.stdout.write(json.dumps(reply) + "\n")
+        sys.stdout.flush()
 
 
 def preload() -> None:

@@ -1,0 +1,375 @@
+"""The command line. What the jobs do is in `tests/end_to_end/`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from compress_classifier import check_usage, main, make_parser
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The flags of Distiller's compress_classifier.py, all spellings, but those of AMC: (spellings, value, destination,
+# parsed value, default).
+SWITCH = None
+ACCEPTED = [
+    (["-a", "--arch"], "ResNet20_CIFAR", "arch", "resnet20_cifar", "resnet18"),
+    (["-j", "--workers"], "2", "workers", 2, 4),
+    (["--epochs"], "7", "epochs", 7, 90),
+    (["-b", "--batch-size"], "32", "batch_size", 32, 256),
+    (["--lr", "--learning-rate"], "1e-3", "lr", 1e-3, 0.1),
+    (["--momentum"], "0", "momentum", 0.0, 0.9),
+    (["--weight-decay", "--wd"], "0", "weight_decay", 0.0, 1e-4),
+    (["-p", "--print-freq"], "5", "print_freq", 5, 10),
+    (["-v", "--verbose"], SWITCH, "verbose", True, False),
+    (["--resume"], "c.pth.tar", "deprecated_resume", "c.pth.tar", None),
+    (["--resume-from"], "c.pth.tar", "resumed_checkpoint_path", "c.pth.tar", None),
+    (["--exp-load-weights-from"], "c.pth.tar", "load_model_path", "c.pth.tar", None),
+    (["--pretrained"], SWITCH, "pretrained", True, False),
+    (["--reset-optimizer"], SWITCH, "reset_optimizer", True, False),
+    (["-e", "--evaluate"], SWITCH, "evaluate", True, False),
+    (["--summary"], "Sparsity", "summary", ["sparsity"], None),
+    (["--compress"], "s.yaml", "compress", "s.yaml", None),
+    (["--sense"], "Filter", "sensitivity", "filter", None),
+    (["--deterministic", "--det"], SWITCH, "deterministic", True, False),
+    (["--seed"], "3", "seed", 3, None),
+    (["--gpus"], "0,1", "gpus", "0,1", None),
+    (["--cpu"], SWITCH, "cpu", True, False),
+    (["-n", "--name"], "exp", "name", "exp", None),
+    (["-o", "--out-dir"], "runs", "output_dir", "runs", "logs"),
+    (["--validation-split", "--valid-size", "--vs"], "0", "validation_split", 0.0, 0.1),
+    (["--effective-train-size", "--etrs"], "0.5", "effective_train_size", 0.5, 1.0),
+    (["--effective-valid-size", "--evs"], "0.5", "effective_valid_size", 0.5, 1.0),
+    (["--effective-test-size", "--etes"], "1", "effective_test_size", 1.0, 1.0),
+    (["--confusion"], SWITCH, "display_confusion", True, False),
+    (["--num-best-scores"], "3", "num_best_scores", 3, 1),
+    (["--load-serialized"], SWITCH, "load_serialized", True, False),
+    (["--quantize-eval", "--qe"], SWITCH, "quantize_eval", True, False),
+    (["--qe-mode", "--qem"], "ASYM_S", "qe_mode", "asym_s", "sym"),
+    (["--qe-mode-acts", "--qema"], "Asym_U", "qe_mode_acts", "asym_u", None),
+    (["--qe-mode-wts", "--qemw"], "SYM_restr", "qe_mode_wts", "sym_restr", None),
+    (["--qe-bits-acts", "--qeba"], "0", "qe_bits_acts", 0, 8),
+    (["--qe-bits-wts", "--qebw"], "4", "qe_bits_wts", 4, 8),
+    (["--qe-bits-accum"], "16", "qe_bits_accum", 16, 32),
+    (["--qe-clip-acts", "--qeca"], "Laplace", "qe_clip_acts", "laplace", "none"),
+    (["--qe-clip-n-stds"], "2.5", "qe_clip_n_stds", 2.5, None),
+    (["--qe-no-clip-layers", "--qencl"], "conv1", "qe_no_clip_layers", ["conv1"], []),
+    (["--qe-no-quant-layers", "--qenql"], "conv1", "qe_no_quant_layers", ["conv1"], []),
+    (["--qe-per-channel", "--qepc"], SWITCH, "qe_per_channel", True, False),
+    (["--qe-scale-approx-bits", "--qesab"], "8", "qe_scale_approx_bits", 8, None),
+    (["--qe-save-fp-weights"], SWITCH, "qe_save_fp_weights", True, False),
+    (["--qe-stats-file"], "s.yaml", "qe_stats_file", "s.yaml", None),
+    (["--qe-dynamic"], SWITCH, "qe_dynamic", True, False),
+    (["--qe-calibration"], "0.2", "qe_calibration", 0.2, None),
+    (["--qe-config-file"], "q.yaml", "qe_config_file", "q.yaml", None),
+]
+ADDED = [
+    (["--dataset"], "digits", "dataset", "digits", None),
+    (["--download"], SWITCH, "download", True, False),
+    (["--device"], "cuda:1", "device", "cuda:1", None),
+    (["--optimizer"], "adam", "optimizer", "adam", "sgd"),
+    (["--dry-run"], SWITCH, "dry_run", True, False),
+    (["--plugin"], "mine", "plugin", ["mine"], []),
+    (["--sense-resume"], "logs/x", "sense_resume", "logs/x", None),
+]
+REFUSED = {
+    "--activation-stats": "activation statistics of training (--activation-stats)",
+    "--act-stats": "activation statistics of training (--activation-stats)",
+    "--activation-histograms": "activation histograms",
+    "--act-hist": "activation histograms",
+    "--masks-sparsity": "the mask sparsity table",
+    "--param-hist": "weight histograms",
+    "--export-onnx": "ONNX export",
+    "--thinnify": "thinning",
+    "--save-untrained-model": "saving the untrained model",
+    "--earlyexit_lossweights": "early exit",
+    "--earlyexit_thresholds": "early exit",
+    "--qe-convert-pytorch": "conversion to PyTorch's quantized modules",
+    "--qept": "conversion to PyTorch's quantized modules",
+    "--qe-pytorch-backend": "conversion to PyTorch's quantized modules",
+    "--qe-lapq": "LAPQ",
+    "--qe-coordinate-search": "LAPQ",
+    "--lapq-maxiter": "LAPQ",
+    "--lapq-maxfev": "LAPQ",
+    "--lapq-method": "LAPQ",
+    "--lapq-basinhopping": "LAPQ",
+    "--lapq-bh": "LAPQ",
+    "--lapq-basinhopping-niter": "LAPQ",
+    "--lapq-bh-niter": "LAPQ",
+    "--lapq-init-mode": "LAPQ",
+    "--lapq-init-method": "LAPQ",
+    "--lapq-eval-size": "LAPQ",
+    "--lapq-eval-memoize-dataloader": "LAPQ",
+    "--lapq-search-clipping": "LAPQ",
+    "--kd-teacher": "knowledge distillation",
+    "--kd-pretrained": "knowledge distillation",
+    "--kd-resume": "knowledge distillation",
+    "--kd-temperature": "knowledge distillation",
+    "--kd-temp": "knowledge distillation",
+    "--kd-distill-wt": "knowledge distillation",
+    "--kd-dw": "knowledge distillation",
+    "--kd-student-wt": "knowledge distillation",
+    "--kd-sw": "knowledge distillation",
+    "--kd-teacher-wt": "knowledge distillation",
+    "--kd-tw": "knowledge distillation",
+    "--kd-start-epoch": "knowledge distillation",
+    "--greedy": "greedy pruning",
+    "--greedy-ft-epochs": "greedy pruning",
+    "--greedy-target-density": "greedy pruning",
+    "--greedy-pruning-step": "greedy pruning",
+    "--greedy-finetuning-policy": "greedy pruning",
+}
+SPELLINGS = [
+    (flag, value, dest, parsed) for flags, value, dest, parsed, _ in ACCEPTED + ADDED for flag in flags
+]
+
+
+def parse(*argv: str):
+    return make_parser().parse_args(argv)
+
+
+def message(capsys, *argv: str) -> str:
+    """What is told of a command line that is refused."""
+    parser = make_parser()
+    with pytest.raises(SystemExit) as end:
+        check_usage(parser, parser.parse_args(argv))
+    assert end.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    start, finish = "compress_classifier.py: error: ", " (--help lists all flags)\n"
+    assert captured.err.startswith(start)
+    assert captured.err.endswith(finish)
+    return captured.err[len(start) : -len(finish)]
+
+
+@pytest.mark.parametrize("flag, value, dest, parsed", SPELLINGS)
+def test_a_flag_is_known_under_each_of_its_spellings(flag, value, dest, parsed):
+    args = parse(flag) if value is SWITCH else parse(flag, value)
+    assert getattr(args, dest) == parsed
+
+
+def test_defaults_are_those_of_distiller():
+    args = vars(parse())
+    assert args.pop("data") is None
+    assert args.pop("sense_range") == [0.0, 0.95, 0.05]
+    assert args.pop("refused") is None
+    assert args == {dest: default for _, _, dest, _, default in ACCEPTED + ADDED}
+
+
+@pytest.mark.parametrize("flag", REFUSED)
+@pytest.mark.parametrize("values", [[], ["1"], ["0.5", "0.7"]], ids=["bare", "value", "values"])
+def test_a_flag_without_its_feature_is_refused_by_name(capsys, flag, values):
+    assert message(capsys, flag, *values) == f"{flag}: {REFUSED[flag]} is not available in this version"
+
+
+def test_a_refused_flag_may_have_its_value_attached(capsys):
+    assert message(capsys, "--kd-teacher=resnet18").startswith("--kd-teacher: knowledge distillation")
+
+
+def test_there_is_no_other_flag():
+    known = {flag for flag, _, _, _ in SPELLINGS} | REFUSED.keys() | {"--sense-range", "-h", "--help"}
+    assert {flag for action in make_parser()._actions for flag in action.option_strings} == known
+
+
+@pytest.mark.parametrize("what", ["png", "PNG_w_params"])
+def test_graph_pictures_are_refused_by_name(capsys, what):
+    assert (
+        message(capsys, "--summary", what)
+        == f"--summary {what.lower()}: graph pictures are not available in this version"
+    )
+
+
+def test_an_unknown_summary(capsys):
+    assert message(capsys, "--summary", "size") == (
+        "argument --summary: invalid choice: 'size' (choose from sparsity, compute, model, modules)"
+    )
+
+
+def test_summaries_add_up():
+    assert parse("--summary", "compute", "--summary", "sparsity").summary == ["compute", "sparsity"]
+
+
+def test_layers_and_plugins_may_be_several():
+    args = parse("--qencl", "a", "b", "--qenql", "c", "d", "--plugin", "x", "--plugin", "y", "data")
+    assert (args.qe_no_clip_layers, args.qe_no_quant_layers, args.plugin) == (
+        ["a", "b"],
+        ["c", "d"],
+        ["x", "y"],
+    )
+    assert args.data == "data"
+
+
+def test_the_defaults_of_one_parser_are_not_shared_with_the_next():
+    parse("--plugin", "x")
+    assert parse().plugin == []
+
+
+def test_the_data_folder_may_stand_anywhere():
+    assert parse("data", "--cpu").data == parse("--cpu", "data").data == "data"
+
+
+def test_a_dotted_path_keeps_its_capitals():
+    assert parse("-a", "mine.nets:LeNet").arch == "mine.nets:LeNet"
+
+
+@pytest.mark.parametrize(
+    "flag, dest",
+    [
+        ("--compress", "compress"),
+        ("--resume-from", "resumed_checkpoint_path"),
+        ("--exp-load-weights-from", "load_model_path"),
+        ("--resume", "deprecated_resume"),
+        ("--qe-stats-file", "qe_stats_file"),
+        ("--qe-config-file", "qe_config_file"),
+        ("--sense-resume", "sense_resume"),
+        ("-o", "output_dir"),
+    ],
+)
+def test_paths_may_begin_in_the_home_folder(monkeypatch, tmp_path, flag, dest):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    args = parse("~/data", flag, "~/file")
+    assert (args.data, getattr(args, dest)) == (str(tmp_path / "data"), str(tmp_path / "file"))
+
+
+def test_abbreviations_are_not_guessed(capsys):
+    assert message(capsys, "--eval") == "unrecognized arguments: --eval"
+
+
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        (["--resume", "a"], ["--resume-from", "b"]),
+        (["--resume-from", "a"], ["--exp-load-weights-from", "b"]),
+        (["--exp-load-weights-from", "a"], ["--resume", "b"]),
+        (["--qe-stats-file", "a"], ["--qe-dynamic"]),
+        (["--qe-dynamic"], ["--qe-calibration", "0.1"]),
+        (["--qe-calibration", "0.1"], ["--qe-config-file", "b"]),
+        (["--qe-config-file", "a"], ["--qe-stats-file", "b"]),
+        (["--qe-stats-file", "a"], ["--qe-calibration", "0.1"]),
+        (["--qe-dynamic"], ["--qe-config-file", "b"]),
+    ],
+)
+def test_flags_that_exclude_each_other(capsys, first, second):
+    assert message(capsys, *first, *second) == f"argument {second[0]}: not allowed with argument {first[0]}"
+    assert message(capsys, *second, *first) == f"argument {first[0]}: not allowed with argument {second[0]}"
+
+
+WHOLE = "must be a whole number from {}, got '{}'"
+
+
+@pytest.mark.parametrize(
+    "flag, value, told",
+    [
+        ("--epochs", "0", WHOLE.format(1, "0")),
+        ("--epochs", "1.5", WHOLE.format(1, "1.5")),
+        ("-b/--batch-size", "0", WHOLE.format(1, "0")),
+        ("-j/--workers", "-1", WHOLE.format(0, "-1")),
+        ("-p/--print-freq", "0", WHOLE.format(1, "0")),
+        ("--seed", "-1", WHOLE.format(0, "-1")),
+        ("--num-best-scores", "none", WHOLE.format(1, "none")),
+        ("--qe-bits-acts/--qeba", "-8", WHOLE.format(0, "-8")),
+        ("--qe-bits-accum", "0", WHOLE.format(1, "0")),
+        ("--validation-split/--valid-size/--vs", "1", "must be a number from 0 and below 1, got '1'"),
+        ("--validation-split/--valid-size/--vs", "-0.1", "must be a number from 0 and below 1, got '-0.1'"),
+        ("--effective-train-size/--etrs", "0", "must be a number above 0 and up to 1, got '0'"),
+        ("--effective-valid-size/--evs", "1.1", "must be a number above 0 and up to 1, got '1.1'"),
+        ("--effective-test-size/--etes", "nan", "must be a number above 0 and up to 1, got 'nan'"),
+        ("--qe-calibration", "0", "must be a number above 0 and up to 1, got '0'"),
+        ("--qe-calibration", "20%", "must be a number above 0 and up to 1, got '20%'"),
+        ("--lr/--learning-rate", "0", "must be a number above 0, got '0'"),
+        ("--lr/--learning-rate", "inf", "must be a number above 0, got 'inf'"),
+        ("--momentum", "-0.9", "must be a number from 0, got '-0.9'"),
+        ("--weight-decay/--wd", "nan", "must be a number from 0, got 'nan'"),
+    ],
+)
+def test_numbers_out_of_their_range(capsys, flag, value, told):
+    assert message(capsys, f"{flag.split('/')[-1]}={value}" if flag[1] == "-" else f"{flag[:2]}{value}") == (
+        f"argument {flag}: {told}"
+    )
+
+
+@pytest.mark.parametrize(
+    "argv, told",
+    [
+        ("--reset-optimizer", "--reset-optimizer: goes with --resume-from"),
+        ("--reset-optimizer --exp-load-weights-from c", "--reset-optimizer: goes with --resume-from"),
+        ("--quantize-eval", "--quantize-eval: only with --evaluate"),
+        ("--evaluate --qe-stats-file s", "--qe-stats-file: only with --evaluate --quantize-eval"),
+        ("--evaluate --qe-dynamic", "--qe-dynamic: only with --evaluate --quantize-eval"),
+        ("--qe-config-file q", "--qe-config-file: only with --evaluate --quantize-eval"),
+        ("-e --qe --qe-clip-acts n_std", "--qe-clip-acts n_std: needs --qe-clip-n-stds N"),
+        ("--compress", "--compress: needs a FILE"),
+        ("--dry-run", "--dry-run: needs a schedule, given with --compress"),
+        ("--sense-resume logs/x", "--sense-resume: goes with --sense"),
+        (
+            "--pretrained --resume-from c",
+            "--pretrained: not together with --resume-from or --exp-load-weights-from",
+        ),
+        (
+            "--pretrained --resume c",
+            "--pretrained: not together with --resume-from or --exp-load-weights-from",
+        ),
+        (
+            "--pretrained --exp-load-weights-from c",
+            "--pretrained: not together with --resume-from or --exp-load-weights-from",
+        ),
+        ("--device cuda --cpu", "--device: not together with --cpu or --gpus"),
+        ("--device cuda --gpus 0", "--device: not together with --cpu or --gpus"),
+        ("--sense element --sense-range 0 1", "argument --sense-range: expected 3 arguments"),
+        ("--sense element --sense-range 0 1 x", "argument --sense-range: invalid float value: 'x'"),
+        ("one two", "unrecognized arguments: two"),
+    ],
+)
+def test_flags_that_contradict_each_other_or_would_have_no_effect(capsys, argv, told):
+    assert message(capsys, *argv.split()) == told
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "--resume c",
+        "--resume-from c --reset-optimizer",
+        "-e --qe",
+        "-e --qe --qe-calibration 0.1",
+        "--qe-calibration 0.1",
+        "-e --qe --qeca n_std --qe-clip-n-stds 2",
+        "--gpus 0 --cpu",
+        "--sense element --sense-resume logs/x",
+        "--compress s.yaml --dry-run",
+    ],
+)
+def test_flags_that_go_together(argv):
+    parser = make_parser()
+    check_usage(parser, parser.parse_args(argv.split()))
+
+
+def test_the_deprecated_resume_resets_the_optimizer():
+    parser = make_parser()
+    args = parser.parse_args(["--resume", "c"])
+    check_usage(parser, args)
+    assert (args.resumed_checkpoint_path, args.reset_optimizer) == ("c", True)
+
+
+def test_main_refuses_before_anything_is_imported(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--greedy"])
+    assert end.value.code == 2
+
+
+def test_help_imports_no_torch_and_hides_what_is_not_available():
+    code = (
+        "import sys, compress_classifier\n"
+        "compress_classifier.make_parser()\n"
+        "assert 'torch' not in sys.modules and 'distiller' not in sys.modules\n"
+        "compress_classifier.main(['--help'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: compress_classifier.py [-h]")
+    for flags, *_ in ACCEPTED + ADDED:
+        for flag in flags:
+            assert flag == "--resume" or flag in done.stdout
+    assert not any(f"{flag} " in done.stdout or f"{flag}\n" in done.stdout for flag in REFUSED)
