@@ -49,9 +49,10 @@ class ClassifierTraining:
         self.scheduler = compressor.make_scheduler(self.optimizer)
         self.tracker = ScoreTracker(None, self.args.num_best_scores)
         self.start = self._resume()
-        if self.start >= self.args.epochs:
+        end = self.args.epochs
+        if self.start >= end:
             raise UsageError(
-                f"--epochs {self.args.epochs}: nothing to do, the checkpoint has finished epoch {self.start - 1}; "
+                f"--epochs {end}: nothing to do, the checkpoint has finished epoch {self.start - 1}; "
                 f"give an ending epoch above {self.start}, or --reset-optimizer to begin at 0"
             )
         self._reference: Measurement | None = None
