@@ -130,7 +130,8 @@ def quantize_and_evaluate(compressor: ClassifierCompressor) -> ResultsCard:
     _ = compressor.data
     dense = copy.deepcopy(compressor.model)
     quantizer, collector = _make_quantizer(compressor)
-    quantizer.prepare_model(get_dummy_input(input_shape=(1, *compressor.input_shape)))
+    shape = (1, *compressor.input_shape)
+    quantizer.prepare_model(get_dummy_input(device=compressor.device, input_shape=shape))
     folder = compressor.run.require_folder()
     if collector is not None:
         collector.save(folder / STATS_FILE)

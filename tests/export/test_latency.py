@@ -94,6 +94,8 @@ def test_models_that_are_compared_take_turns():
             turns.append(self.name)
             return x
 
-    first, second = measure_latencies([Named("a"), Named("b")], (4,), 2, warmup=1, min_time=10.0, max_repeats=3)
+    first, second = measure_latencies(
+        [Named("a"), Named("b")], (4,), 2, warmup=1, min_time=10.0, max_repeats=3
+    )
     assert turns == ["a", "b"] * 4
     assert first.repeats == second.repeats == 3

@@ -23,7 +23,9 @@ SCHEDULES = sorted((ROOT / "schedules").rglob("*.yaml"))
 
 def header(path: Path) -> str:
     lines = path.read_text(encoding="utf-8").splitlines()
-    return "\n".join(line[1:].strip() for line in lines[: next(i for i, x in enumerate(lines) if x[:1] != "#")])
+    return "\n".join(
+        line[1:].strip() for line in lines[: next(i for i, x in enumerate(lines) if x[:1] != "#")]
+    )
 
 
 def command(path: Path):
@@ -70,7 +72,9 @@ def test_a_schedule_runs_to_the_sparsity_it_promises(path):
 
     params = dict(model.named_parameters())
     data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    promised = [(pruner["weights"], pruner["final_sparsity"]) for pruner in (data.get("pruners") or {}).values()]
+    promised = [
+        (pruner["weights"], pruner["final_sparsity"]) for pruner in (data.get("pruners") or {}).values()
+    ]
     for names, sparsity in promised:
         for name in names:
             measured = (params[name] == 0).float().mean().item()

@@ -25,4 +25,7 @@ def test_statistics_fit_the_model_of_their_command(path):
     model = create_model(False, args.dataset or infer_dataset(args.arch), args.arch, parallel=False)
     stats = load_stats(path)
     check_stats(stats, [name for name, _ in named_modules(model)], str(path))
-    assert all({"min", "max", "avg_min", "avg_max", "mean", "std", "b"} <= set(entry["output"]) for entry in stats.values())
+    assert all(
+        {"min", "max", "avg_min", "avg_max", "mean", "std", "b"} <= set(entry["output"])
+        for entry in stats.values()
+    )

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import logging
+
+import pytest
+import torch
+import yaml
+
+from distiller.apputils import classifier_jobs as jobs
+from distiller.apputils.image_classifier import ClassifierCompressor
+from distiller.errors import QuantizationError, StatsError, UnknownNameError, UsageError
+
+pytestmark = pytest.mark.usefixtures("untimed", "global_settings_restored")
+
+
+@pytest.mark.parametrize(
+    "command, job",
+    [
+        ("", jobs.train),
+        ("--qe-bits-acts 4", jobs.train),
+        ("-e", jobs.evaluate),
+        ("-e --qe", jobs.quantize_and_evaluate),
+        ("-e --qe --qe-calibration 0.1", jobs.quantize_and_evaluate),
+        ("--qe-calibration 0.1", jobs.collect_statistics),
+        ("-e --qe-calibration 0.1", jobs.collect_statistics),
+        ("--qe --qe-calibration 0.1", jobs.collect_statistics),
+        ("--sense filter", jobs.sweep_sensitivity),
+        ("--sense filter -e", jobs.sweep_sensitivity),
+        ("--sense filter -e --qe", jobs.sweep_sensitivity),
+        ("--sense filter --qe-calibration 0.1", jobs.collect_statistics),
+    ],
+)
+def test_jobs_have_distillers_order_of_precedence(flags, command, job):
+    assert jobs.choose_job(flags(command)) is job
+
+
+def test_a_job_reads_the_flags_and_changes_none(flags, open_run):
+    args = flags("-e --qe --qe-calibration 0.05")
+    before = copy.deepcopy(vars(args))
+    jobs.run_job(args, open_run)
+    assert vars(args) == before
+
+
+def test_a_card_is_returned_logged_and_saved(flags, open_run, caplog):
+    with caplog.at_level(logging.INFO, logger="distiller"):
+        card = jobs.run_job(flags("-e"), open_run)
+    assert json.loads((open_run.folder / "results.json").read_text()) == card.to_json()
+    assert card.to_text() in caplog.text
+    assert open_run.names() == {"results.json"}
+    assert card.measured.n == 71
+
+
+def test_evaluation_leaves_the_model_as_it_is(flags, open_run):
+    compressor = ClassifierCompressor(flags("-e"), open_run)
+    before = copy.deepcopy(compressor.model.state_dict())
+    jobs.evaluate(compressor)
+    assert all(torch.equal(value, before[name]) for name, value in compressor.model.state_dict().items())
+
+
+def test_summaries_come_in_the_order_asked_for(flags):
+    compute, model = jobs.summaries(flags("--summary compute --summary model"))
+    assert compute.endswith("Total MACs: 266,200")
+    assert "(fc1): Linear(in_features=784, out_features=300" in model
+
+
+AGP = """
+pruners:
+  agp: {class: AutomatedGradualPruner, initial_sparsity: 0.0, final_sparsity: 0.5, weights: [fc1.weight]}
+policies:
+  - {pruner: {instance_name: agp}, starting_epoch: 1, ending_epoch: 3, frequency: 1}
+"""
+
+
+def test_a_dry_run_joins_epochs_in_which_the_same_happens(flags, tmp_path):
+    file = tmp_path / "s.yaml"
+    file.write_text(AGP)
+    assert jobs.dry_run(flags("--epochs 6 --compress", file)) == (
+        f"{file} on lenet_300_100: 1 policies, epochs 0..5\n"
+        "  epoch 0:\n"
+        "    nothing\n"
+        "  epoch 1:\n"
+        "    pruner agp: AutomatedGradualPruner: fc1.weight -> sparsity 0.0%\n"
+        "  epoch 2:\n"
+        "    pruner agp: AutomatedGradualPruner: fc1.weight -> sparsity 50.0%\n"
+        "  epochs 3..5:\n"
+        "    nothing"
+    )
+
+
+def test_a_dry_run_of_one_epoch_tells_what_never_begins(flags, tmp_path):
+    file = tmp_path / "s.yaml"
+    file.write_text(AGP)
+    assert jobs.dry_run(flags("--epochs 1 --compress", file)).splitlines()[1:] == [
+        "  never: pruner agp begins in epoch 1, after the end of training",
+        "  epoch 0:",
+        "    nothing",
+    ]
+
+
+def test_statistics_are_of_the_share_of_the_training_set_that_is_asked_for(flags, open_run, caplog):
+    with caplog.at_level(logging.INFO, logger="distiller"):
+        assert jobs.run_job(flags("--qe-calibration 0.01"), open_run) is None
+    assert "Collecting activation statistics on 12 training images, in two passes" in caplog.messages
+    assert open_run.names() == {"acts_quantization_stats.yaml"}
+    stats = yaml.safe_load((open_run.folder / "acts_quantization_stats.yaml").read_text())
+    assert stats["fc1"]["inputs"][0]["total_numel"] == 12 * 784
+
+
+def test_a_quantization_keeps_the_statistics_it_collected(flags, open_run):
+    jobs.run_job(flags("-e --qe --qe-calibration 0.01"), open_run)
+    assert open_run.names() == {
+        "acts_quantization_stats.yaml", "layer_quant_params.yaml", "quant_stats_after_prepare_model.yaml",
+        "quantized_checkpoint.pth.tar", "results.json",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["--qe-dynamic", "--qe-bits-acts 0"])
+def test_without_use_for_statistics_none_are_collected(flags, open_run, monkeypatch, command):
+    monkeypatch.setattr(jobs, "_collect", lambda *args: pytest.fail("statistics were collected"))
+    card = jobs.run_job(flags(f"-e --qe {command}"), open_run)
+    assert "acts_quantization_stats.yaml" not in open_run.names()
+    assert card.measured.bytes_quantized * 3.9 < card.reference.bytes_dense
+
+
+@pytest.mark.parametrize(
+    "command, error",
+    [
+        ("--qe-no-quant-layers fc7", UnknownNameError),
+        ("--qe-dynamic --qe-scale-approx-bits 4", QuantizationError),
+        ("--qe-scale-approx-bits 40", QuantizationError),
+        ("--qe-stats-file nowhere.yaml", StatsError),
+    ],
+)
+def test_a_quantization_that_cannot_be_opens_no_run(flags, open_run, command, error):
+    with pytest.raises(error):
+        jobs.run_job(flags(f"-e --qe {command}"), open_run)
+    assert open_run.calls == 0
+
+
+def test_a_misspelt_layer_is_told_before_statistics_are_collected(flags, open_run, monkeypatch):
+    monkeypatch.setattr(jobs, "_collect", lambda *args: pytest.fail("statistics were collected"))
+    with pytest.raises(UnknownNameError, match="'fc7' matches no layer of the model"):
+        jobs.run_job(flags("-e --qe --qe-no-clip-layers fc7"), open_run)
+
+
+def test_a_quantized_checkpoint_can_be_evaluated_and_nothing_else(flags, open_run):
+    jobs.run_job(flags("-e --qe --qe-dynamic"), open_run)
+    file = open_run.folder / "quantized_checkpoint.pth.tar"
+    for command in ("", "-e --qe", "--sense element", "--qe-calibration 0.1"):
+        with pytest.raises(UsageError, match="which can be evaluated"):
+            jobs.run_job(flags(f"{command} --exp-load-weights-from", file), open_run)
+    assert open_run.calls == 1
+    card = jobs.run_job(flags("-e --exp-load-weights-from", file), open_run)
+    assert card.reference is not None
+    assert card.reference.source == str(file)
+
+
+def test_a_sweep_measures_every_level_of_every_weight_and_leaves_the_model_dense(flags, open_run, caplog):
+    compressor = ClassifierCompressor(flags("--sense element --sense-range 0.5 0.9 0.4"), open_run)
+    before = copy.deepcopy(compressor.model.state_dict())
+    with caplog.at_level(logging.INFO, logger="distiller"):
+        jobs.sweep_sensitivity(compressor)
+    assert all(torch.equal(value, before[name]) for name, value in compressor.model.state_dict().items())
+    rows = list(csv.DictReader((open_run.folder / "sensitivity.csv").read_text().splitlines()))
+    assert [(row["parameter"], float(row["sparsity"])) for row in rows] == [
+        (f"fc{layer}.weight", level) for layer in (1, 2, 3) for level in (0.0, 0.5, 0.9)
+    ]
+    assert sum(" at sparsity " in message for message in caplog.messages) == 9
+    assert open_run.names() == {"sensitivity.csv", "sensitivity.json", "sensitivity.png"}
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        ("--sense channel", "axis 'channel' takes convolution weights"),
+        ("--sense element --sense-range 0.9 0.1 0.1", "start and stop must satisfy"),
+        ("--sense element --sense-resume nowhere", "--sense-resume nowhere: no sweep to go on with"),
+    ],
+)
+def test_a_sweep_that_cannot_be_opens_no_run(flags, open_run, command, message):
+    with pytest.raises(UsageError, match=message):
+        jobs.run_job(flags(command), open_run)
+    assert open_run.calls == 0
+
+
+def test_a_resumed_sweep_goes_on_in_its_folder_and_opens_no_other(flags, open_run):
+    command = "--sense element --sense-range 0.5 0.9 0.4"
+    jobs.run_job(flags(command), open_run)
+    file = open_run.folder / "sensitivity.csv"
+    whole = file.read_bytes()
+    file.write_bytes(b"".join(whole.splitlines(keepends=True)[:4]))
+    jobs.run_job(flags(f"{command} --sense-resume", open_run.folder), open_run)
+    assert file.read_bytes() == whole
+    assert open_run.calls == 1
+
+
+def test_a_schedule_that_has_no_effect_is_told(flags, open_run, caplog):
+    jobs.run_job(flags("-e --compress s.yaml"), open_run)
+    assert "--compress s.yaml: without effect, this job does not train" in caplog.messages

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from distiller.apputils.checkpoint import read_checkpoint
+from distiller.apputils.classifier_training import ClassifierTraining, weight_sparsity
+from distiller.apputils.image_classifier import ClassifierCompressor
+from distiller.apputils.meters import EvalResult
+from distiller.errors import CheckpointError, DivergenceError, UsageError
+
+pytestmark = pytest.mark.usefixtures("untimed", "global_settings_restored")
+
+SCHEDULE = """
+pruners:
+  p: {class: SparsityLevelParameterPruner, levels: {fc1.weight: 0.5}}
+policies:
+  - {pruner: {instance_name: p}, epochs: [1]}
+"""
+
+
+@pytest.fixture
+def schedule(tmp_path):
+    file = tmp_path / "s.yaml"
+    file.write_text(SCHEDULE)
+    return file
+
+
+def trained(flags, open_run, command: str, *more):
+    """The run's checkpoint, and its results card."""
+    card = ClassifierTraining(ClassifierCompressor(flags(command, *more), open_run)).run()
+    return open_run.folder / "checkpoint.pth.tar", card
+
+
+def test_weight_sparsity_is_of_weights_and_nonzeros_of_all_parameters():
+    model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Linear(4, 2))
+    with torch.no_grad():
+        for param in model.parameters():
+            param.fill_(1)
+        model[0].weight[0] = 0  # 4 of 8
+        model[1].bias[0] = 0
+    by_param, total, nonzeros = weight_sparsity(model)
+    assert by_param == {"0.weight": 0.5, "1.weight": 0.0}
+    assert total == 4 / 16
+    assert nonzeros == 8 + 2 + 8 + 2 - 4 - 1
+
+
+def test_weight_sparsity_of_a_model_without_weights_is_0():
+    assert weight_sparsity(nn.ReLU()) == ({}, 0.0, 0)
+
+
+def test_training_without_a_run_folder_writes_nothing(flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    card = ClassifierTraining(ClassifierCompressor(flags("--epochs 1"))).run()
+    assert card.measured.n == 71
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_each_epoch_is_logged_validated_and_saved(flags, open_run, schedule):
+    file, card = trained(flags, open_run, "--epochs 3 -p 2 --compress", schedule)
+    logger = open_run.logger
+    assert [(epoch, done) for epoch, done, _, _ in logger.steps] == [
+        (epoch, done) for epoch in range(3) for done in (2, 4, 5)
+    ]  # 258 images in 5 mini-batches
+    assert (
+        [record.epoch for record in logger.epochs] == [epoch for epoch, *_ in logger.validations] == [0, 1, 2]
+    )
+    assert [sparsity["fc1.weight"] for _, sparsity, _ in logger.sparsities] == [0.0, 0.5, 0.5]
+    assert logger.epochs[2].sparsity == pytest.approx(0.5 * 784 * 300 / 266_200)
+    assert logger.epochs[1].valid_top1 == logger.validations[1][2]
+    checkpoint = read_checkpoint(file)
+    assert (checkpoint.epoch, checkpoint.extras["seed"]) == (2, 7)
+    assert checkpoint.extras["best_epoch"] == read_checkpoint(file.with_name("best.pth.tar")).epoch
+    assert card.measured.nonzeros == 266_610 - 784 * 150
+    assert card.reference is None
+
+
+def test_best_is_among_the_epochs_in_which_pruning_is_complete(
+    flags, open_run, schedule, monkeypatch, caplog
+):
+    compressor = ClassifierCompressor(flags("--epochs 3 --compress", schedule), open_run)
+    scores = iter([90, 40, 30])
+    monkeypatch.setattr(compressor, "validate", lambda epoch: EvalResult(1.0, next(scores), 95, 100))
+    with caplog.at_level(logging.INFO, logger="distiller"):
+        ClassifierTraining(compressor).run()
+    best = read_checkpoint(open_run.folder / "best.pth.tar")
+    assert (best.epoch, best.extras["best_top1"]) == (1, 40.0)
+    assert any(message.startswith("best: the epoch with the highest Top1") for message in caplog.messages)
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_validation_loss_that_is_not_finite_keeps_the_last_checkpoint(flags, open_run, monkeypatch, loss):
+    compressor = ClassifierCompressor(flags("--epochs 3"), open_run)
+    losses = iter([1.0, loss])
+    monkeypatch.setattr(compressor, "validate", lambda epoch: EvalResult(next(losses), 1, 1, 1))
+    with pytest.raises(DivergenceError, match=f"epoch 1: the validation loss is {loss}; training stops here"):
+        ClassifierTraining(compressor).run()
+    assert read_checkpoint(open_run.folder / "checkpoint.pth.tar").epoch == 0
+    assert len(open_run.logger.epochs) == 1
+
+
+def test_a_resumed_training_begins_after_the_epoch_of_the_checkpoint(flags, open_run):
+    file, _ = trained(flags, open_run, "--epochs 2")
+    training = ClassifierTraining(ClassifierCompressor(flags("--epochs 3 --lr 9 --resume-from", file)))
+    assert training.start == 2
+    assert training.optimizer.param_groups[0]["lr"] == 0.05
+    assert len(training.tracker.best()) == 1
+    assert all("momentum_buffer" in state for state in training.optimizer.state.values())
+
+
+@pytest.mark.parametrize("flag", ["--reset-optimizer --resume-from", "--exp-load-weights-from"])
+def test_a_reset_or_weights_alone_begin_at_epoch_0_with_a_new_optimizer(flags, open_run, flag):
+    file, _ = trained(flags, open_run, "--epochs 1")
+    training = ClassifierTraining(ClassifierCompressor(flags(f"--epochs 1 --lr 0.01 {flag}", file)))
+    assert (training.start, training.optimizer.param_groups[0]["lr"]) == (0, 0.01)
+    assert training.tracker.best() == ()
+    assert not training.optimizer.state
+
+
+def test_a_reset_keeps_the_masks_and_weights_alone_bring_none(flags, open_run, schedule):
+    file, _ = trained(flags, open_run, "--epochs 2 --compress", schedule)
+    for flag, masked in (
+        ("--reset-optimizer --resume-from", ["fc1.weight"]),
+        ("--exp-load-weights-from", []),
+    ):
+        training = ClassifierTraining(ClassifierCompressor(flags(f"--epochs 1 {flag}", file)))
+        assert list(training.scheduler.masks.masked()) == masked
+
+
+def test_there_must_be_an_epoch_left(flags, open_run):
+    file, _ = trained(flags, open_run, "--epochs 2")
+    with pytest.raises(UsageError) as error:
+        ClassifierTraining(ClassifierCompressor(flags("--epochs 2 --resume-from", file)))
+    assert str(error.value) == (
+        "--epochs 2: nothing to do, the checkpoint has finished epoch 1; "
+        "give an ending epoch above 2, or --reset-optimizer to begin at 0"
+    )
+
+
+def test_a_checkpoint_of_another_schedule_or_optimizer_is_refused(flags, open_run, schedule):
+    file, _ = trained(flags, open_run, "--epochs 1 --compress", schedule)
+    with pytest.raises(CheckpointError, match="its optimizer is SGD, got Adam; use SGD"):
+        ClassifierTraining(
+            ClassifierCompressor(
+                flags("--epochs 3 --optimizer adam --compress", schedule, "--resume-from", file)
+            )
+        )
+    schedule.write_text(SCHEDULE.replace("p:", "q:").replace("name: p", "name: q"))
+    with pytest.raises(CheckpointError, match="was written under a schedule with policies"):
+        ClassifierTraining(
+            ClassifierCompressor(flags("--epochs 3 --compress", schedule, "--resume-from", file))
+        )
+
+
+def test_the_reference_is_the_trained_network_that_training_begins_with(flags, open_run, schedule):
+    dense, before = trained(flags, open_run, "--epochs 1")
+    assert before.reference is None
+    flag = "--reset-optimizer --resume-from"
+    pruned, after = trained(flags, open_run, "--epochs 2 --compress", schedule, *flag.split(), dense)
+    assert after.reference.top1_correct == before.measured.top1_correct
+    assert after.reference.nonzeros == 266_610
+    again, resumed = trained(flags, open_run, "--epochs 3 --compress", schedule, "--resume-from", pruned)
+    assert resumed.reference.top1_correct == before.measured.top1_correct
+    assert resumed.reference.source == str(pruned)
+    assert again != pruned
