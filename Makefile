@@ -85,7 +85,7 @@ results: setup
 	 cat $(FASHION_LOGS)/stats/latest_log_dir/acts_quantization_stats.yaml) > stats/lenet5_fashion_mnist_act_stats.yaml
 
 bench: setup
-	@for benchmark in benchmarks/*.py; do echo "== $$benchmark --quick"; $(PY) $$benchmark --quick || exit 1; done
+	@for benchmark in $(filter-out benchmarks/side_by_side.py,$(wildcard benchmarks/*.py)); do echo "== $$benchmark --quick"; $(PY) $$benchmark --quick || exit 1; done
 
 clean:
 	rm -rf .venv logs .pytest_cache .ruff_cache .hypothesis
