@@ -300,13 +300,17 @@ class _Reader:
         try:
             scheduler.add_policy(made, **window, name=f"{kind.word} {target[1]}")
         except UnknownNameError as error:
-            self._unknown_names(target, error)
+            self._unknown_names(target, error, args_path if args else None)
         except DistillerError as error:
             self._fault(path, str(error))
 
-    def _unknown_names(self, component: Path_, error: UnknownNameError) -> None:
+    def _unknown_names(self, component: Path_, error: UnknownNameError, args: Path_ | None = None) -> None:
+        """Note each name at its own line, in the policy's `args` or in the component."""
         for name, text in (error.faults or {"": str(error)}).items():
-            fault = self.document.fault(self.document.find(component, name), text)
+            path = self.document.find(args, name) if args else component
+            if path in (args, component):
+                path = self.document.find(component, name)
+            fault = self.document.fault(path, text)
             if fault not in self.faults:
                 self.faults.append(fault)
 

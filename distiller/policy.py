@@ -102,14 +102,12 @@ class PruningPolicy(Policy):
 
     def selected(self, model: nn.Module) -> tuple[str, ...]:
         """Canonical names of the parameters that the pruner masks."""
-        return self.pruner.select([name for name, _ in named_parameters(model)])
+        return self._select([name for name, _ in named_parameters(model)])
 
     def check(self, param_names: Sequence[str], module_names: Sequence[str]) -> None:  # noqa: D102
-        self.pruner.select(param_names)
+        self._select(param_names)
 
     def on_epoch_begin(self, ctx: StepContext) -> None:  # noqa: D102
-        if self.args.levels is not None:
-            self.pruner.levels = self.args.levels  # type: ignore[attr-defined]
         self._compute(ctx)
 
     def on_minibatch_begin(self, ctx: StepContext) -> None:  # noqa: D102
@@ -143,9 +141,15 @@ class PruningPolicy(Policy):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
         self.pruner.load_state_dict(state)
 
+    def _select(self, param_names: Sequence[str]) -> tuple[str, ...]:
+        """The pruner's choice, with the levels of this policy (the pruner may serve several)."""
+        if self.args.levels is not None:
+            self.pruner.levels = self.args.levels  # type: ignore[attr-defined]
+        return self.pruner.select(param_names)
+
     def _compute(self, ctx: StepContext) -> None:
         params = dict(named_parameters(ctx.model))
-        selected = {name: params[name].detach() for name in self.pruner.select(list(params))}
+        selected = {name: params[name].detach() for name in self._select(list(params))}
         if self.args.fold_batchnorm:
             selected = self._folded(selected, ctx.model)
         rules = MaskRules(

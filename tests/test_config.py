@@ -51,6 +51,7 @@ def load(tmp_path, tiny_cnn):
         optimizer = torch.optim.SGD(tiny_cnn.parameters(), lr=0.1)
         return file_config(tiny_cnn, optimizer, path, **options)
 
+    loader.model = tiny_cnn
     return loader
 
 
@@ -212,6 +213,28 @@ def test_all_faults_are_told_at_once_with_line_and_nearest_name(load):
 )
 def test_each_fault_has_one_clear_line(load, text, fault):
     assert faults(load, text) == [fault]
+
+
+LEVELS = """\
+pruners:
+  p: {class: SparsityLevelParameterPruner, levels: {conv2.weight: 0.5}}
+policies:
+  - pruner:
+      instance_name: p
+      args:
+        levels: {fc.weigth: 0.5}
+    epochs: [0]
+"""
+
+
+def test_levels_of_a_policy_are_checked_before_training(load):
+    assert faults(load, LEVELS) == [
+        ":7    policies[0].pruner.args.levels.fc.weigth: no parameter 'fc.weigth' in the model; "
+        "did you mean 'fc.weight'?"
+    ]
+    (fault,) = faults(load, LEVELS.replace("fc.weigth: 0.5", "fc.weight: 1.5"))
+    assert "levels['fc.weight'] must be in [0, 1), got 1.5" in fault
+    assert load(LEVELS.replace("weigth", "weight")).policies[0].policy.selected(load.model) == ("fc.weight",)
 
 
 def test_only_one_quantizer_is_taken(load):
