@@ -311,6 +311,8 @@ def _at_least(low: int):
             value = low - 1
         if value < low:
             raise argparse.ArgumentTypeError(f"must be a whole number from {low}, got '{text}'")
+        if value >= 2**63:
+            raise argparse.ArgumentTypeError(f"must be below 2**63, got '{text}'")
         return value
 
     return whole_number

@@ -270,6 +270,8 @@ WHOLE = "must be a whole number from {}, got '{}'"
         ("-p/--print-freq", "0", WHOLE.format(1, "0")),
         ("--seed", "-1", WHOLE.format(0, "-1")),
         ("--num-best-scores", "none", WHOLE.format(1, "none")),
+        ("--seed", str(2**63), "must be below 2**63, got '9223372036854775808'"),
+        ("-b/--batch-size", str(10**20), "must be below 2**63, got '100000000000000000000'"),
         ("--qe-bits-acts/--qeba", "-8", WHOLE.format(0, "-8")),
         ("--qe-bits-accum", "0", WHOLE.format(1, "0")),
         ("--validation-split/--valid-size/--vs", "1", "must be a number from 0 and below 1, got '1'"),

@@ -71,6 +71,9 @@ class ClassifierTraining:
         _ = self.compressor.run  # opened: from here on files are written
         self._find_reference()
         _LOG.info(self.tracker.rule)
+        checkpoint = self.compressor.checkpoint
+        if self.start > 0 and checkpoint is not None and checkpoint.rng is not None:
+            restore_rng_state(checkpoint.rng)  # last: reading the data may have drawn random numbers
         for epoch in range(self.start, self.args.epochs):
             self._train_one_epoch(epoch)
         _LOG.info("--- test ---------------------")
@@ -98,8 +101,6 @@ class ClassifierTraining:
         )
         if "tracker" in checkpoint.extras:
             self.tracker.load_state_dict(checkpoint.extras["tracker"])
-        if checkpoint.rng is not None:
-            restore_rng_state(checkpoint.rng)
         assert checkpoint.epoch is not None
         return checkpoint.epoch + 1
 

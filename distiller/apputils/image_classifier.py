@@ -110,6 +110,8 @@ class ClassifierCompressor:
             num_classes=self.facts.num_classes,
             input_shape=(1, *self.input_shape),
         )
+        if ":" in args.arch:
+            _check_user_model(self.model, args.arch, (1, *self.input_shape), self.facts.num_classes)
         self.macs = total_macs(self.model, (1, *self.input_shape))
         if self.checkpoint is not None:
             for note in self.checkpoint.notes:
@@ -178,6 +180,11 @@ class ClassifierCompressor:
         _LOG.info(result.line())
         return result
 
+    @property
+    def test_batch(self) -> int:
+        """The images in a mini-batch of the test set."""
+        return min(self.args.batch_size, self.data.test.num_samples)
+
     def measure(self, model: nn.Module, result: EvalResult | None) -> Measurement:
         """The figures of a model of this architecture."""
         stored = stored_params(model)
@@ -185,7 +192,7 @@ class ClassifierCompressor:
             model,
             result,
             self.input_shape,
-            self.args.batch_size,
+            self.test_batch,
             device=self.device,
             macs=self.macs,
             bits_by_param=stored.bits,
@@ -204,7 +211,7 @@ class ClassifierCompressor:
         if reference is not None and reference_model is not None:
             models = (self.model, reference_model)
             measured, reference = with_latencies_in_turns(
-                measured, reference, models, self.input_shape, self.args.batch_size, self.device
+                measured, reference, models, self.input_shape, self.test_batch, self.device
             )
         return build_card(measured, reference)
 
@@ -237,3 +244,22 @@ class ClassifierCompressor:
             return int(self.checkpoint.extras["seed"])
         trains = not (args.evaluate or args.sensitivity or args.qe_calibration is not None)
         return random.SystemRandom().randint(1, 100_000) if trains and not args.deterministic else 0
+
+
+def _check_user_model(model: nn.Module, arch: str, shape: tuple[int, ...], num_classes: int) -> None:
+    """See to it that a model of the user's own answers an image with a number for each class."""
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            answer = model.eval()(torch.zeros(shape))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"arch: '{arch}' does not take images of shape {shape}: {reason}") from error
+    model.train(was_training)
+    is_fit = isinstance(answer, torch.Tensor) and answer.dim() == 2 and answer.shape[1] >= num_classes
+    if not is_fit:
+        got = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+        raise UsageError(
+            f"arch: '{arch}' must answer images of shape {shape} with logits of shape (1, {num_classes}), "
+            f"got {got}; build it with the parameters num_classes and in_channels"
+        )

@@ -36,12 +36,13 @@ def trained(flags, open_run, command: str, *more):
 
 
 def test_weight_sparsity_is_of_weights_and_nonzeros_of_all_parameters():
-    model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Linear(4, 2))
+    conv, linear = nn.Conv2d(1, 2, 2), nn.Linear(4, 2)
+    model = nn.Sequential(conv, linear)
     with torch.no_grad():
         for param in model.parameters():
             param.fill_(1)
-        model[0].weight[0] = 0  # 4 of 8
-        model[1].bias[0] = 0
+        conv.weight[0] = 0  # 4 of 8
+        linear.bias[0] = 0
     by_param, total, nonzeros = weight_sparsity(model)
     assert by_param == {"0.weight": 0.5, "1.weight": 0.0}
     assert total == 4 / 16
@@ -160,9 +161,11 @@ def test_the_reference_is_the_trained_network_that_training_begins_with(flags, o
     assert before.reference is None
     flag = "--reset-optimizer --resume-from"
     pruned, after = trained(flags, open_run, "--epochs 2 --compress", schedule, *flag.split(), dense)
+    assert after.reference is not None
     assert after.reference.top1_correct == before.measured.top1_correct
     assert after.reference.nonzeros == 266_610
     again, resumed = trained(flags, open_run, "--epochs 3 --compress", schedule, "--resume-from", pruned)
+    assert resumed.reference is not None
     assert resumed.reference.top1_correct == before.measured.top1_correct
     assert resumed.reference.source == str(pruned)
     assert again != pruned

@@ -236,7 +236,41 @@ def test_a_card_is_of_the_model_and_its_reference(flags):
         compressor.model.get_parameter("fc1.weight").zero_()
     reference = compressor.measure(dense, None)
     card = compressor.card(compressor.test(), reference, dense)
+    assert card.reference is not None
     assert card.measured.nonzeros == 266_610 - 784 * 300
     assert card.measured.macs == card.reference.macs == 266_200
     assert card.measured.n == 71
     assert card.reference.nonzeros == 266_610
+
+
+class Counting(nn.Module):
+    """Answers as many numbers as it is told to; in evaluation a tensor, in training a tuple."""
+
+    def __init__(self, answers: int):
+        super().__init__()
+        self.fc = nn.LazyLinear(answers)
+
+    def forward(self, x):
+        answer = self.fc(x.flatten(1))
+        return (answer,) if self.training else answer
+
+
+@pytest.mark.parametrize("answers", [10, 20])
+def test_a_model_of_the_users_own_may_answer_more_classes_and_be_lazy(flags, monkeypatch, answers):
+    monkeypatch.setattr(
+        "tests.apputils.test_image_classifier.user_model", lambda: Counting(answers), raising=False
+    )
+    compressor = ClassifierCompressor(flags("--arch tests.apputils.test_image_classifier:user_model"))
+    assert compressor.model.training
+    assert compressor.model.get_parameter("fc.weight").shape == (answers, 64)
+    assert not compressor.model.get_parameter("fc.weight").is_inference()
+
+
+def test_a_model_of_the_users_own_with_too_few_answers_is_refused(flags, monkeypatch):
+    monkeypatch.setattr("tests.apputils.test_image_classifier.user_model", lambda: Counting(9), raising=False)
+    with pytest.raises(UsageError) as error:
+        ClassifierCompressor(flags("--arch tests.apputils.test_image_classifier:user_model"))
+    assert str(error.value) == (
+        "arch: 'tests.apputils.test_image_classifier:user_model' must answer images of shape (1, 1, 8, 8) with "
+        "logits of shape (1, 10), got (1, 9); build it with the parameters num_classes and in_channels"
+    )

@@ -42,7 +42,7 @@ def serve() -> None:
 
 
 def preload() -> None:
-    """What the jobs import late, too: scikit-learn, TensorBoard, matplotlib, the tracer of graphs."""
+    """Import what the jobs import late, too: scikit-learn, TensorBoard, matplotlib, the tracer of graphs."""
     import matplotlib.pyplot  # noqa: F401
     import sklearn.datasets  # noqa: F401
     import torch
@@ -55,7 +55,7 @@ def preload() -> None:
     torch.set_num_threads(1)
     SummaryGraph(torch.nn.Linear(2, 2), torch.zeros(1, 2), purpose="a warm-up")
     for measure in (measure_latency, measure_latencies):  # no test looks at how long anything takes
-        measure.__kwdefaults__["min_time"] = 0.01
+        measure.__kwdefaults__.update(min_time=0.01)  # pyright: ignore[reportOptionalMemberAccess]
     gc.freeze()  # so that collections do not copy the memory that all processes share
 
 
