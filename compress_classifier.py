@@ -12,6 +12,7 @@ import io
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -444,6 +445,7 @@ def set_up_console(verbose: bool) -> MemoryHandler:
     console, early = _Console(sys.stdout), MemoryHandler(capacity=10_000, flushLevel=100)
     console.setLevel(logging.DEBUG if verbose else logging.INFO)
     logging.captureWarnings(True)
+    warnings.formatwarning = lambda message, *_where: str(message)
     for name in ("distiller", "py.warnings"):
         log = logging.getLogger(name)
         log.setLevel(logging.DEBUG)

@@ -9,7 +9,7 @@ Knows nothing about the training loop; classes come from the registries alone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import distiller.pruning
 import distiller.quantization  # noqa: F401 - importing a package fills its registry
 from distiller.errors import DistillerError, Fault, ScheduleError, UnknownNameError, did_you_mean
 from distiller.interfaces import Policy
+from distiller.names import named_modules, named_parameters
 from distiller.policy import (
     LRPolicy,
     PruningArgs,
@@ -33,7 +34,7 @@ from distiller.policy import (
 from distiller.registry import EXTENSIONS, LR_SCHEDULERS, PRUNERS, QUANTIZERS, REGULARIZERS, Registry
 from distiller.schedule_shape import CYCLIC, SECTION_OF, WINDOW_KEYS, policy_faults, shape_faults
 from distiller.schedule_yaml import Document, Path_, read_document
-from distiller.scheduler import CompressionScheduler
+from distiller.scheduler import CompressionScheduler, make_window
 from distiller.signatures import check_settings, injected
 
 _LOG = logging.getLogger(__name__)
@@ -297,12 +298,24 @@ class _Reader:
         except (ValueError, TypeError) as error:
             self._fault(args_path, str(error))
             return
+        is_sound = True
         try:
-            scheduler.add_policy(made, **window, name=f"{kind.word} {target[1]}")
-        except UnknownNameError as error:
-            self._unknown_names(target, error, args_path if args else None)
+            made.check(self._names(named_parameters), self._names(named_modules))
+        except DistillerError as error:
+            is_sound = False
+            if isinstance(error, UnknownNameError):
+                self._unknown_names(target, error, args_path if args else None)
+            else:
+                self._fault(args_path, str(error))
+        try:
+            make_window(**window)
+            if is_sound:
+                scheduler.add_policy(made, **window, name=f"{kind.word} {target[1]}")
         except DistillerError as error:
             self._fault(path, str(error))
+
+    def _names(self, named: Callable[[nn.Module], Iterable[tuple[str, Any]]]) -> list[str]:
+        return [name for name, _ in named(self._supplied["model"])]
 
     def _unknown_names(self, component: Path_, error: UnknownNameError, args: Path_ | None = None) -> None:
         """Note each name at its own line, in the policy's `args` or in the component."""

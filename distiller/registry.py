@@ -64,6 +64,8 @@ def load_dotted(path: str, plugins: Collection[str], what: str) -> Callable[...,
         UnknownNameError: the package is not a plugin, or there is no such object.
     """
     package = path.partition(".")[0]
+    if not all(path.split(".")):
+        raise UnknownNameError(f"{what} '{path}' is no dotted path; it is written package.module.Name")
     if package not in plugins:
         raise UnknownNameError(
             f"{what} '{path}' lies in package '{package}', which may not run; "
@@ -72,7 +74,7 @@ def load_dotted(path: str, plugins: Collection[str], what: str) -> Callable[...,
     module_name, _, attribute = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError) as error:
         raise UnknownNameError(f"{what} '{path}' cannot be imported: {error}") from error
     return found
 

@@ -246,7 +246,10 @@ class CompressionScheduler:
 
 
 def make_window(
-    epochs: Sequence[int] | None, starting_epoch: int | None, ending_epoch: int | None, frequency: int = 1
+    epochs: Sequence[int] | None = None,
+    starting_epoch: int | None = None,
+    ending_epoch: int | None = None,
+    frequency: int = 1,
 ) -> EpochWindow:
     """The window of a list of epochs, or of a range and a frequency.
 

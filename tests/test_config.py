@@ -366,3 +366,11 @@ def put_parameter(model, name):
             model.add_module(part, torch.nn.Module())
         model = getattr(model, part)
     model.register_parameter(last, torch.nn.Parameter(torch.ones(2, 2)))
+
+
+def test_a_wrong_window_does_not_hide_a_misspelt_name(load):
+    text = GOOD.replace("fc.weight]", "fc.weigth]").replace("ending_epoch: 10", "ending_epoch: 0")
+    assert faults(load, text) == [
+        ":8    pruners.agp.weights[1]: no parameter 'fc.weigth' in the model; did you mean 'fc.weight'?",
+        ":15   policies[0]: needs 0 <= starting_epoch < ending_epoch, got starting_epoch 0 and ending_epoch 0",
+    ]

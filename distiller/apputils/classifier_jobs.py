@@ -7,6 +7,7 @@ a run folder. Returns or logs its results. Knows nothing about parsing flags or 
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 import time
 from argparse import Namespace
@@ -15,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from distiller.apputils.checkpoint import save_checkpoint
 from distiller.apputils.classifier_training import ClassifierTraining
@@ -177,11 +178,16 @@ def sweep_sensitivity(compressor: ClassifierCompressor) -> None:
         levels,
         test_func,
         target,
-        loader.num_samples,
+        f"{loader.num_samples} of {compressor.dataset}, {_fingerprint(loader.indices())}",
         on_point=on_point,
     )
     picture = sensitivities_to_png(curves, target / "sensitivity.png")
     _LOG.info("Saved %s and %s", target / "sensitivity.csv", picture)
+
+
+def _fingerprint(indices: Tensor) -> str:
+    """A short text that is another one for other images, or another order."""
+    return hashlib.sha256(indices.numpy().tobytes()).hexdigest()[:16]
 
 
 def _interrupted_sweep(folder: str) -> Path:

@@ -166,6 +166,18 @@ def _call_user_function(
 ) -> nn.Module:
     known = {"num_classes": num_classes, "in_channels": in_channels}
     accepted = inspect.signature(function).parameters
+    required = [
+        name
+        for name, parameter in accepted.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and name not in known
+    ]
+    if required:
+        raise UsageError(
+            f"arch: '{arch}' is called with num_classes and in_channels only, but requires '{required[0]}'; "
+            "give it a default"
+        )
     model = function(**{name: value for name, value in known.items() if name in accepted})
     if not isinstance(model, nn.Module):
         raise UsageError(f"arch: '{arch}' must return a torch.nn.Module, got {type(model).__name__}")

@@ -42,14 +42,14 @@ class SweepSettings:
         levels: the levels, ascending or not, in the order of the file.
         parameters: the canonical names of the parameters, in the order of the file.
         weights: the `weights_fingerprint` of the dense model.
-        test_images: the number of images that every point is measured on.
+        test_images: the images that every point is measured on: how many, or a text that identifies them.
     """
 
     axis: str
     levels: tuple[float, ...]
     parameters: tuple[str, ...]
     weights: str
-    test_images: int
+    test_images: int | str
 
 
 class SensitivityLog:

@@ -22,7 +22,7 @@ def sensitivity_sweep(
     levels: Sequence[float],
     test_func: TestFunction,
     folder: str | Path,
-    test_images: int,
+    test_images: int | str,
     net_params: Iterable[str] = ("*",),
     on_point: Callable[[SensitivityPoint, int, int], None] | None = None,
 ) -> Curves:
@@ -36,7 +36,7 @@ def sensitivity_sweep(
         levels: as from `sparsity_levels`.
         test_func: called as `test_func(model=model)`; returns (top1, top5, loss), percents first.
         folder: where the CSV and its settings go; made when missing.
-        test_images: how many images `test_func` looks at.
+        test_images: the images that `test_func` looks at: how many, or a text that identifies them.
         net_params: names or patterns; those that the axis does not apply to are passed over.
         on_point: called after every point measured now, with the point, how many are finished
             (those of an earlier run included), and how many there are in all.
