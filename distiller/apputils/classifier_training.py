@@ -13,13 +13,19 @@ from dataclasses import asdict
 import torch
 from torch import nn
 
-from distiller.apputils.checkpoint import restore_optimizer, restore_rng_state, save_checkpoint
+from distiller.apputils.checkpoint import (
+    read_checkpoint,
+    restore_optimizer,
+    restore_rng_state,
+    save_checkpoint,
+)
 from distiller.apputils.image_classifier import ClassifierCompressor
 from distiller.apputils.meters import EvalResult
 from distiller.apputils.progress import EpochProgress
 from distiller.apputils.results_card import Measurement, ResultsCard
 from distiller.apputils.scores import ScoreTracker
 from distiller.apputils.training_loop import train_epoch
+from distiller.atomic_file import write_whole
 from distiller.data_loggers.loggers import EpochRecord
 from distiller.errors import DivergenceError, UsageError
 from distiller.names import named_parameters
@@ -69,6 +75,7 @@ class ClassifierTraining:
                 "no validation set (--validation-split 0): the test set is used, and is no longer unseen"
             )
         _ = self.compressor.run  # opened: from here on files are written
+        self._carry_best_over()
         self._find_reference()
         _LOG.info(self.tracker.rule)
         checkpoint = self.compressor.checkpoint
@@ -103,6 +110,20 @@ class ClassifierTraining:
             self.tracker.load_state_dict(checkpoint.extras["tracker"])
         assert checkpoint.epoch is not None
         return checkpoint.epoch + 1
+
+    def _carry_best_over(self) -> None:
+        """Bring the resumed run's best checkpoint here: this run may never save a better one."""
+        checkpoint, folder = self.compressor.checkpoint, self.compressor.run.folder
+        if self.start == 0 or folder is None or checkpoint is None or not self.tracker.best():
+            return
+        name = checkpoint.path.name
+        best = checkpoint.path.with_name(name.replace("checkpoint.pth.tar", "best.pth.tar"))
+        if best.name == name or not best.is_file():
+            return
+        # A best file beside an older copy of a checkpoint may be of a later epoch than it knows of.
+        if read_checkpoint(best).epoch == self.tracker.best()[0].epoch:
+            prefix = f"{self.args.name}_" if self.args.name else ""
+            write_whole(folder.path / f"{prefix}best.pth.tar", best.read_bytes())
 
     def _find_reference(self) -> None:
         """What the run knows of the uncompressed model: the weights it starts from, if they were trained."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 import pytest
@@ -169,3 +170,22 @@ def test_the_reference_is_the_trained_network_that_training_begins_with(flags, o
     assert resumed.reference.top1_correct == before.measured.top1_correct
     assert resumed.reference.source == str(pruned)
     assert again != pruned
+
+
+@pytest.mark.parametrize("is_of_this_run", [True, False])
+def test_a_resumed_run_takes_over_the_best_checkpoint_of_the_interrupted_one(
+    flags, open_run, monkeypatch, is_of_this_run
+):
+    file, _ = trained(flags, open_run, "--epochs 2")
+    best = file.with_name("best.pth.tar").read_bytes()
+    monkeypatch.setattr("distiller.apputils.classifier_training.ScoreTracker.step", lambda *args: False)
+    if not is_of_this_run:  # as when the interrupted run went on after this copy of its checkpoint
+        monkeypatch.setattr(
+            "distiller.apputils.classifier_training.read_checkpoint",
+            lambda path: dataclasses.replace(read_checkpoint(path), epoch=99),
+        )
+    file, _ = trained(flags, open_run, "--epochs 3 --resume-from", file)
+    copied = file.with_name("best.pth.tar")
+    assert copied.exists() == is_of_this_run
+    if is_of_this_run:
+        assert copied.read_bytes() == best
