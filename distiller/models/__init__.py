@@ -1,9 +1,20 @@
 """Architectures: a registry of our own, torchvision's by name, and the user's.
 
-To add one: write it in a file here, register a `ModelSpec`, import the file below.
+To add one: write it in a file here, register a `ModelSpec`, import the file below. Models that are
+no image classifiers (`RNNModel`) are not in the registry: they are built by their class.
 """
 
-from distiller.models import cifar, mnist, resnet_cifar, vgg_cifar  # noqa: F401 - they register their models
+from distiller.models import (  # noqa: F401 - they register their models
+    alexnet_bn,
+    cifar,
+    mnist,
+    mobilenet,
+    plain_cifar,
+    preact_resnet,
+    preact_resnet_cifar,
+    resnet_cifar,
+    vgg_cifar,
+)
 from distiller.models.create import (
     all_model_names,
     create_model,
@@ -12,12 +23,14 @@ from distiller.models.create import (
     register_user_model,
 )
 from distiller.models.spec import ModelSpec
+from distiller.models.word_language_model import RNNModel
 
 ALL_MODEL_NAMES: tuple[str, ...]
 
 __all__ = [
     "ALL_MODEL_NAMES",
     "ModelSpec",
+    "RNNModel",
     "all_model_names",
     "create_model",
     "find_spec",

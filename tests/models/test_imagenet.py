@@ -49,6 +49,16 @@ def test_each_operation_of_a_bottleneck_has_a_name():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("arch", "blocks"),
+    [("resnext50_32x4d", 16), ("resnext101_32x8d", 33), ("wide_resnet50_2", 16), ("wide_resnet101_2", 33)],
+)
+def test_additions_of_the_wider_residual_networks_have_names(arch, blocks):
+    with torch.device("meta"):
+        model = create_model(False, None, arch)
+    assert len([name for name, _ in model.named_modules() if name.endswith(".add")]) == blocks
+
+
 @pytest.mark.skipif(not STATS.exists(), reason="shared/compat/stats/resnet18_quant_stats.yaml is not there")
 def test_layers_of_resnet18_are_those_of_distillers_statistics():
     model = create_model(False, None, "resnet18")
