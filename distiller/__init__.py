@@ -16,6 +16,7 @@ from distiller import (
     policy,
     pruning,
     quantization,
+    regularization,
     sensitivity,
 )
 from distiller.apputils.determinism import set_deterministic
@@ -172,6 +173,7 @@ __all__ = [
     "policy",
     "pruning",
     "quantization",
+    "regularization",
     "sensitivities_to_csv",
     "sensitivities_to_png",
     "sensitivity",

@@ -19,7 +19,8 @@ from torch.optim import Optimizer
 
 import distiller.learning_rate
 import distiller.pruning
-import distiller.quantization  # noqa: F401 - importing a package fills its registry
+import distiller.quantization
+import distiller.regularization  # noqa: F401 - importing a package fills its registry
 from distiller.errors import DistillerError, Fault, ScheduleError, UnknownNameError, did_you_mean
 from distiller.interfaces import Policy
 from distiller.names import named_modules, named_parameters

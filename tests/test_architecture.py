@@ -17,7 +17,7 @@ LAYERS = (
     ("errors", "registry", "atomic_file", "interfaces", "names", "masks", "norms", "tensor_stats", "modules",
      "dataset_facts", "dummy_input", "legacy_names"),
     ("macs", "graph_trace", "graph", "model_transforms", "schedule_yaml", "schedule_shape", "signatures", "models"),
-    ("pruning", "data_loggers", "quantization", "learning_rate"),
+    ("pruning", "regularization", "data_loggers", "quantization", "learning_rate"),
     ("policy", "scheduler", "config", "model_summaries"),
     ("sensitivity", "export"),
     ("apputils",),

@@ -339,6 +339,9 @@ def test_the_first_component_of_a_class_is_found_in_any_section(tmp_path, tiny_c
         "sensitivity-pruning/alexnet.schedule_sensitivity.yaml",
         "agp-pruning/resnet18.schedule_agp.yaml",
         "baseline_networks/cifar/resnet20_cifar_baseline_training.yaml",
+        "hybrid/alexnet.schedule_sensitivity_2D-reg.yaml",
+        "network_slimming/resnet20_slimming.yaml",
+        "ssl/ssl_4D-removal_training.yaml",
     ],
 )
 def test_distillers_schedules_are_read(compat, name):
@@ -350,8 +353,9 @@ def test_distillers_schedules_are_read(compat, name):
     model = torch.nn.Module()
     for section in ("pruners", "regularizers"):
         for component in (data.get(section) or {}).values():
-            for key in ("weights", "sensitivities", "thresholds", "levels"):
-                for parameter in component.get(key, ()):
+            for key in ("weights", "sensitivities", "thresholds", "levels", "reg_regims"):
+                names = component.get(key, ())
+                for parameter in [names] if isinstance(names, str) else names:
                     put_parameter(model, parameter)
     put_parameter(model, "last.weight")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -365,7 +369,7 @@ def put_parameter(model, name):
         if part not in dict(model.named_children()):
             model.add_module(part, torch.nn.Module())
         model = getattr(model, part)
-    model.register_parameter(last, torch.nn.Parameter(torch.ones(2, 2)))
+    model.register_parameter(last, torch.nn.Parameter(torch.ones(2, 2, 1, 1)))
 
 
 def test_a_wrong_window_does_not_hide_a_misspelt_name(load):

@@ -9,6 +9,7 @@ elements one by one, the second half whole groups of them:
     Cols            | w[:, j]                 | 2-D
     3D, Filters     | w[i]                    | 2-D and more (dim 0: output channels)
     Channels        | w[:, j]                 | 2-D and more (dim 1: input channels)
+    4D              | w                       | 4-D (all of a layer)
 
 Knows nothing about parameter names, models or training.
 """
@@ -33,9 +34,11 @@ __all__ = [
     "group_magnitudes",
     "group_threshold_mask",
     "lowest",
+    "mask_like",
     "refuse_nan",
     "snap",
     "standard_deviation",
+    "widened",
 ]
 
 
@@ -53,7 +56,7 @@ def create_mask_threshold_criterion(t: Tensor, threshold: float) -> Tensor:
         DistillerError: `t` holds NaN.
     """
     refuse_nan(t)
-    return _mask_like(t, t.detach().abs() > threshold)
+    return mask_like(t, t.detach().abs() > threshold)
 
 
 def create_mask_level_criterion(t: Tensor, desired_sparsity: float) -> Tensor:
@@ -77,7 +80,7 @@ def create_mask_level_criterion(t: Tensor, desired_sparsity: float) -> Tensor:
     check_fraction("desired_sparsity", desired_sparsity, one_allowed=True)
     refuse_nan(t)
     count = int(snap(desired_sparsity * t.numel()))
-    return _mask_like(t, ~lowest(t.detach().abs().flatten(), count).view(t.shape))
+    return mask_like(t, ~lowest(t.detach().abs().flatten(), count).view(t.shape))
 
 
 def create_mask_sensitivity_criterion(t: Tensor, sensitivity: float, stddev: float | None = None) -> Tensor:
@@ -113,7 +116,7 @@ def standard_deviation(t: Tensor) -> float:
     refuse_nan(t)
     if t.numel() < 2:
         return 0.0
-    deviation = float(_widened(t).std())
+    deviation = float(widened(t).std())
     if not math.isfinite(deviation):
         raise DistillerError(
             f"the standard deviation must be finite, got {deviation} for shape {tuple(t.shape)}"
@@ -132,7 +135,7 @@ def group_threshold_mask(
 
     Args:
         param: the weights, of the dimensions that the group type wants (table above).
-        group_type: '2D', 'Rows', 'Cols', '3D', 'Filters' or 'Channels'.
+        group_type: '2D', 'Rows', 'Cols', '3D', 'Filters', 'Channels' or '4D'.
         threshold: 0 or more.
         criteria: 'L1', 'L2' or 'Max' of the group's elements; 'Mean_Abs', 'Mean_L1' or 'Mean_L2' for
             the norm divided by the number of elements (for 'Mean_L2' also: |w|_2 / n).
@@ -163,7 +166,7 @@ def group_magnitudes(param: Tensor, group_type: str, norm: Norm = l1_norm, *, is
 
     Args:
         param: the weights, of the dimensions that the group type wants (table above).
-        group_type: '2D', 'Rows', 'Cols', '3D', 'Filters' or 'Channels'.
+        group_type: '2D', 'Rows', 'Cols', '3D', 'Filters', 'Channels' or '4D'.
         norm: what measures a group.
         is_mean: whether to divide.
 
@@ -174,7 +177,7 @@ def group_magnitudes(param: Tensor, group_type: str, norm: Norm = l1_norm, *, is
         DistillerError: unknown group type, a tensor of the wrong dimensions, or NaN.
     """
     refuse_nan(param)
-    groups = _group_matrix(_widened(param), group_type)  # (groups, elements of a group)
+    groups = _group_matrix(widened(param), group_type)  # (groups, elements of a group)
     magnitudes = norm(groups, dim=1)
     return magnitudes / groups.size(1) if is_mean else magnitudes
 
@@ -185,7 +188,7 @@ def expand_group_map(binary_map: Tensor, param: Tensor, group_type: str) -> Tens
     Args:
         binary_map: shape (groups,); 1 or True keeps a group.
         param: the weights, of the dimensions that the group type wants (table above).
-        group_type: '2D', 'Rows', 'Cols', '3D', 'Filters' or 'Channels'.
+        group_type: '2D', 'Rows', 'Cols', '3D', 'Filters', 'Channels' or '4D'.
 
     Returns:
         The mask.
@@ -201,7 +204,7 @@ def expand_group_map(binary_map: Tensor, param: Tensor, group_type: str) -> Tens
         )
     dims = _group_dims(param, group_type)
     shape = [size if dim in dims else 1 for dim, size in enumerate(param.shape)]
-    return _mask_like(param, binary_map.to(param.device).view(shape))
+    return mask_like(param, binary_map.to(param.device).view(shape))
 
 
 def group_count(param: Tensor, group_type: str) -> int:
@@ -246,6 +249,16 @@ def refuse_nan(t: Tensor) -> None:
         )
 
 
+def widened(t: Tensor) -> Tensor:
+    """The values of a tensor, half precision made single: to measure with."""
+    return t.detach().float() if t.dtype in (torch.float16, torch.bfloat16) else t.detach()
+
+
+def mask_like(t: Tensor, keep: Tensor) -> Tensor:
+    """`keep`, broadcast to the shape of `t`, as a mask in its dtype and memory format."""
+    return torch.empty_like(t, requires_grad=False).copy_(keep)
+
+
 _GROUP_CRITERIA: dict[str, tuple[Norm, bool]] = {
     "L1": (l1_norm, False),
     "L2": (l2_norm, False),
@@ -265,6 +278,7 @@ _GROUP_TYPES: dict[
     "3D": ((0,), _ANY),
     "Filters": ((0,), _ANY),
     "Channels": ((1,), _ANY),
+    "4D": ((), range(4, 5)),
 }
 
 
@@ -285,15 +299,5 @@ def _group_dims(param: Tensor, group_type: str) -> tuple[int, ...]:
 
 def _group_matrix(param: Tensor, group_type: str) -> Tensor:
     dims = _group_dims(param, group_type)
-    if dims == (0, 1):
-        return param.flatten(0, 1).flatten(1)
-    return param.movedim(dims[0], 0).flatten(1)
-
-
-def _widened(t: Tensor) -> Tensor:
-    return t.detach().float() if t.dtype in (torch.float16, torch.bfloat16) else t.detach()
-
-
-def _mask_like(t: Tensor, keep: Tensor) -> Tensor:
-    """`keep`, broadcast to the shape of `t`, as a mask in its dtype and memory format."""
-    return torch.empty_like(t, requires_grad=False).copy_(keep)
+    in_front = param.movedim(dims, tuple(range(len(dims))))
+    return in_front.reshape(math.prod(param.size(dim) for dim in dims), -1)

@@ -1,4 +1,4 @@
-"""Pruners of whole structures (filters, channels, rows): those of least norm first.
+"""Pruners of whole structures (filters, channels, rows, blocks): those of least norm first.
 
 What a structure is, and how they are ranked, is in `pruning.ranking`.
 Knows nothing about when they are called, how masks are applied, or physical removal.
@@ -7,26 +7,17 @@ Knows nothing about when they are called, how masks are applied, or physical rem
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from distiller.errors import DistillerError
-from distiller.interfaces import StepContext
-from distiller.names import named_parameters
 from distiller.norms import Norm, l1_norm, l2_norm
-from distiller.pruning.automated_gradual import SparsityTargetPruner
-from distiller.pruning.criteria import refuse_nan
-from distiller.pruning.ranking import (
-    check_structure_type,
-    count_structures,
-    expand_structures,
-    ranked_structure_mask,
-    ranked_structures,
-)
+from distiller.pruning.ranking import expand_structures, ranked_structures
 from distiller.pruning.schedule import ConstantSparsity, GradualSparsity, SparsitySchedule
-from distiller.pruning.settings import is_listed, naming
+from distiller.pruning.settings import check_fraction
+from distiller.pruning.structure_pruner import StructurePruner
 from distiller.registry import PRUNERS
 
 __all__ = [
@@ -38,16 +29,18 @@ __all__ = [
 ]
 
 
-class RankedStructurePruner(SparsityTargetPruner):
+class RankedStructurePruner(StructurePruner):
     """Prunes the structures of least norm of each of its weights.
 
     Args:
         name: the instance's name in the schedule.
-        group_type: what a structure is: '3D' or 'Filters', 'Channels', 'Rows'.
+        group_type: what a structure is: '3D' or 'Filters', 'Channels', 'Rows', 'Blocks'.
         weights: parameter names and shell patterns, or a single one.
         sparsity: the fraction of structures to prune when.
         group_dependency: 'Leader': the first of the weights is ranked, and the same structures go in all
             of them; each must have as many. None: each is ranked by itself.
+        kwargs: for 'Blocks', and only there: {'block_shape': [repetitions, depth, 1, 1]}.
+        noise: the probability that a ranking is disturbed at random, 0..1.
         group_size: how many neighbouring structures stand or fall together.
         rounding_fn: from the number of structures (groups) to prune, a float, to a whole number.
 
@@ -64,18 +57,22 @@ class RankedStructurePruner(SparsityTargetPruner):
         weights: list[str] | str,
         sparsity: SparsitySchedule,
         group_dependency: str | None,
+        kwargs: Mapping[str, Sequence[int]] | None = None,
+        noise: float = 0.0,
         group_size: int = 1,
         rounding_fn: Callable[[float], int] = math.floor,
     ) -> None:
-        super().__init__(name, weights, sparsity)
-        check_structure_type(group_type)
-        if group_dependency not in (None, "Leader"):
-            raise DistillerError(f"group_dependency must be 'Leader' or left out, got '{group_dependency}'")
+        super().__init__(name, group_type, weights, sparsity, group_dependency, kwargs)
+        check_fraction("noise", noise, one_allowed=True)
         if group_size < 1:
             raise DistillerError(f"group_size must be 1 or more, got {group_size}")
-        self.group_type = group_type
-        self.group_dependency = group_dependency
-        self._counting: dict[str, Any] = {"group_size": group_size, "rounding_fn": rounding_fn}
+        self.draws = noise > 0
+        self._ranking: dict[str, Any] = {
+            "noise": noise,
+            "group_size": group_size,
+            "rounding_fn": rounding_fn,
+            "block_shape": self.block_shape,
+        }
 
     @classmethod
     def rank_and_prune_filters(
@@ -162,58 +159,20 @@ class RankedStructurePruner(SparsityTargetPruner):
             zeros_mask_dict[param_name].mask = expand_structures(binary_map, param, group_type)
         return binary_map
 
-    def _masks(self, params: Mapping[str, Tensor], ctx: StepContext) -> dict[str, Tensor]:
-        if self.group_dependency == "Leader":
-            return self._masks_of_leader(params, ctx)
-        fraction = self.sparsity.at(ctx)
-        masks: dict[str, Tensor] = {}
-        for param_name, param in params.items():
-            with naming(self.name, param_name):
-                masks[param_name] = ranked_structure_mask(
-                    param, self.group_type, fraction, self.norm, **self._counting
-                )
-        return masks
-
-    def _masks_of_leader(self, params: Mapping[str, Tensor], ctx: StepContext) -> dict[str, Tensor]:
-        if not params:
-            return {}
-        leader_name, leader = self._leader(params, ctx)
-        with naming(self.name, leader_name):
-            stay = ranked_structures(
-                leader, self.group_type, self.sparsity.at(ctx), self.norm, **self._counting
-            )
-        masks: dict[str, Tensor] = {}
-        for param_name, param in params.items():
-            with naming(self.name, param_name):
-                refuse_nan(param)
-                count = count_structures(param, self.group_type)
-                if count != stay.numel():
-                    raise DistillerError(
-                        f"with group_dependency 'Leader' all weights must have as many {self.group_type} as "
-                        f"the first, '{leader_name}' with {stay.numel()}, got {count}; "
-                        "give it a pruner of its own"
-                    )
-                masks[param_name] = expand_structures(stay, param, self.group_type)
-        return masks
-
-    def _leader(self, params: Mapping[str, Tensor], ctx: StepContext) -> tuple[str, Tensor]:
-        """The first of the weights: among `params`, or in the model when only others are asked for."""
-        first = self.weights[:1]
-        for name, param in (*params.items(), *named_parameters(ctx.model)):
-            if is_listed(name, first):
-                return name, param
-        raise DistillerError(f"pruner '{self.name}': no parameter '{first[0]}' to lead the others")
+    def _stay(self, param: Tensor, fraction: float) -> Tensor:
+        return ranked_structures(param, self.group_type, fraction, self.norm, **self._ranking)
 
 
 class _ConstantRankedStructurePruner(RankedStructurePruner):
     def __init__(
         self,
         name: str,
-        group_type: Literal["3D", "Filters", "Channels", "Rows"],
+        group_type: Literal["3D", "Filters", "Channels", "Rows", "Blocks"],
         desired_sparsity: float,
         weights: list[str] | str,
         group_dependency: Literal["Leader"] | None = None,
-        *,
+        kwargs: dict[str, list[int]] | None = None,
+        noise: float = 0.0,
         group_size: int = 1,
         rounding_fn: Callable[[float], int] = math.floor,
     ) -> None:
@@ -223,6 +182,8 @@ class _ConstantRankedStructurePruner(RankedStructurePruner):
             weights,
             ConstantSparsity(desired_sparsity),
             group_dependency,
+            kwargs,
+            noise,
             group_size,
             rounding_fn,
         )
@@ -234,12 +195,18 @@ class _GradualRankedStructurePruner(RankedStructurePruner):
         name: str,
         initial_sparsity: float,
         final_sparsity: float,
-        group_type: Literal["3D", "Filters", "Channels", "Rows"],
+        group_type: Literal["3D", "Filters", "Channels", "Rows", "Blocks"],
         weights: list[str] | str,
         group_dependency: Literal["Leader"] | None = None,
+        kwargs: dict[str, list[int]] | None = None,
     ) -> None:
         super().__init__(
-            name, group_type, weights, GradualSparsity(initial_sparsity, final_sparsity), group_dependency
+            name,
+            group_type,
+            weights,
+            GradualSparsity(initial_sparsity, final_sparsity),
+            group_dependency,
+            kwargs,
         )
 
 
@@ -249,10 +216,13 @@ class L1RankedStructureParameterPruner(_ConstantRankedStructurePruner):
 
     Args:
         name: the instance's name in the schedule.
-        group_type: what a structure is: '3D' or 'Filters', 'Channels', 'Rows'.
+        group_type: what a structure is: '3D' or 'Filters', 'Channels', 'Rows', 'Blocks'.
         desired_sparsity: the fraction of structures to prune, 0..1; all of them only if it is 1.
         weights: parameter names and shell patterns, or a single one.
         group_dependency: 'Leader' to rank the first of the weights for all of them.
+        kwargs: for 'Blocks', and only there: {'block_shape': [repetitions, depth, 1, 1]}.
+        noise: the probability that a ranking is disturbed, 0..1: each magnitude is multiplied by a draw
+            from N(0, 1), of torch's generator.
         group_size: how many neighbouring structures stand or fall together, default 1.
         rounding_fn: from the number of structures (groups) to prune, a float, to a whole number.
 
@@ -283,9 +253,10 @@ class L1RankedStructureParameterPruner_AGP(_GradualRankedStructurePruner):
         name: the instance's name in the schedule.
         initial_sparsity: the fraction of structures at the policy's first epoch, in [0, 1).
         final_sparsity: the fraction of structures at its last active epoch, in [0, 1).
-        group_type: what a structure is: '3D' or 'Filters', 'Channels', 'Rows'.
+        group_type: what a structure is: '3D' or 'Filters', 'Channels', 'Rows', 'Blocks'.
         weights: parameter names and shell patterns, or a single one.
         group_dependency: 'Leader' to rank the first of the weights for all of them.
+        kwargs: for 'Blocks', and only there: {'block_shape': [repetitions, depth, 1, 1]}.
 
     Raises:
         DistillerError: an argument out of range.

@@ -257,7 +257,7 @@ def test_group_count(group_type, wanted):
     [
         (
             lambda: group_threshold_mask(torch.randn(2, 2), "Row", 0.1, "L1"),
-            "group_type must be one of 2D, Rows, Cols, 3D, Filters, Channels, got 'Row'; "
+            "group_type must be one of 2D, Rows, Cols, 3D, Filters, Channels, 4D, got 'Row'; "
             "did you mean 'Rows'?",
         ),
         (
@@ -332,3 +332,15 @@ def test_nan_is_refused(criterion):
 @pytest.mark.parametrize("criterion", CRITERIA.values(), ids=CRITERIA.keys())
 def test_a_single_element_has_a_mask(criterion):
     assert criterion(torch.full((1, 1, 1, 1), 2.0)).tolist() == [[[[1.0]]]]
+
+
+def test_defect_a_whole_layer_can_be_thresholded():
+    """Distiller's group_threshold_mask refused the group type '4D' that its regularizers have."""
+    weight = torch.linspace(-1, 1, 24).view(2, 3, 2, 2)
+    mean = float(weight.abs().numpy().mean())
+    for threshold, kept in ((mean * 0.99, 1.0), (mean * 1.01, 0.0)):
+        mask, binary_map = group_threshold_mask(weight, "4D", threshold, "Mean_Abs")
+        assert torch.equal(mask, torch.full_like(weight, kept))
+        assert binary_map.tolist() == [kept]
+    with pytest.raises(DistillerError, match="'4D' wants a tensor of 4 dimensions, got shape"):
+        group_threshold_mask(torch.ones(2, 3), "4D", 0.1, "Max")

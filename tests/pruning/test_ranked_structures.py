@@ -150,7 +150,7 @@ def test_a_shape_that_has_no_such_structures_is_refused_by_name(model, params):
     [
         (
             lambda: L1RankedStructureParameterPruner("p", "Filter", 0.5, "a.weight"),  # type: ignore[arg-type]
-            "group_type must be one of 3D, Filters, Channels, Rows, got 'Filter'; did you mean 'Filters'?",
+            "group_type must be one of 3D, Filters, Channels, Rows, Blocks, got 'Filter'; did you mean 'Filters'?",
         ),
         (
             lambda: L1RankedStructureParameterPruner("p", "Filters", 50, "a.weight"),
@@ -220,3 +220,105 @@ def test_rank_and_prune_uses_an_earlier_map(model, params):
         0.5, params["b.weight"], "b.weight", masks, binary_map=binary_map
     )
     assert torch.equal(masks.masked()["b.weight"][:, 0, 0, 0], binary_map)
+
+
+# --- Blocks, noise and the order of arguments
+
+
+def test_arguments_stand_in_distillers_order(model, params):
+    """name, group_type, desired_sparsity, weights, group_dependency, kwargs, noise, group_size, rounding_fn"""
+    pruner = L1RankedStructureParameterPruner(
+        "p", "Filters", 0.3, ["a.weight"], None, None, 0.0, 4, math.ceil
+    )
+    mask = pruner.compute_masks(params, context(model))["a.weight"]
+    expected = ranked_structure_mask(params["a.weight"], "Filters", 0.3, group_size=4, rounding_fn=math.ceil)
+    assert torch.equal(mask, expected)
+
+
+@pytest.mark.parametrize(
+    ("pruner_class", "norm"),
+    [(L1RankedStructureParameterPruner_AGP, l1_norm), (L2RankedStructureParameterPruner_AGP, l2_norm)],
+)
+def test_blocks_are_pruned_gradually(model, params, pruner_class, norm):
+    pruner = pruner_class("p", 0.0, 0.5, "Blocks", ["c.weight"], kwargs={"block_shape": [1, 4, 1, 1]})
+    for epoch, fraction in ((0, 0.0), (4, 0.5)):
+        mask = pruner.compute_masks(params, context(model, epoch))["c.weight"]
+        assert torch.equal(
+            mask, ranked_structure_mask(params["c.weight"], "Blocks", fraction, norm, block_shape=(1, 4))
+        )
+    assert mask.view(8, 4).unique(dim=1).size(1) == 1  # 8 blocks of 4 input channels
+    assert int((mask == 0).sum()) == 16
+
+
+def test_blocks_follow_a_leader(model, params):
+    model.d = nn.Conv2d(4, 8, 1)
+    params["d.weight"] = model.d.weight.detach()
+    pruner = L1RankedStructureParameterPruner(
+        "p", "Blocks", 0.5, ["c.weight", "d.weight"], "Leader", {"block_shape": [1, 4, 1, 1]}
+    )
+    masks = pruner.compute_masks(params, context(model))
+    assert torch.equal(masks["c.weight"].flatten(), masks["d.weight"].flatten())
+
+
+def test_kwargs_belong_to_blocks(model):
+    with pytest.raises(DistillerError, match="^kwargs is for group_type 'Blocks', got it for 'Filters'$"):
+        L1RankedStructureParameterPruner("p", "Filters", 0.5, "a.weight", None, {"block_shape": [1, 8, 1, 1]})
+
+
+def noisy_maps(model, params, noise, seed, calls=40):
+    pruner = L1RankedStructureParameterPruner("p", "Filters", 0.5, ["a.weight"], noise=noise)
+    torch.manual_seed(seed)
+    return [
+        pruner.compute_masks(params, context(model))["a.weight"][:, 0, 0, 0].tolist() for _ in range(calls)
+    ]
+
+
+def test_noise_disturbs_so_many_rankings_and_repeats_with_the_seed(model, params):
+    plain = noisy_maps(model, params, 0.0, 1)
+    noisy = noisy_maps(model, params, 0.5, 1)
+    assert all(found == plain[0] for found in plain)
+    disturbed = sum(found != plain[0] for found in noisy)
+    assert 8 <= disturbed <= 32  # 20 +- 4 standard deviations, of 40
+    assert all(sum(found) == 4 for found in noisy)
+    assert noisy_maps(model, params, 0.5, 1) == noisy
+    assert noisy_maps(model, params, 0.5, 2) != noisy
+
+
+def test_noise_multiplies_magnitudes_by_draws_from_the_normal_distribution(model, params):
+    torch.manual_seed(3)
+    torch.rand(())  # whether to disturb
+    factors = torch.randn(8)
+    magnitudes = params["a.weight"].abs().mean((1, 2, 3)) * factors
+    expected = [float(rank >= 4) for rank in magnitudes.argsort().argsort().tolist()]
+    assert noisy_maps(model, params, 1.0, 3, calls=1) == [expected]
+
+
+def test_noise_is_a_probability(model):
+    with pytest.raises(DistillerError, match=r"^noise must be in \[0, 1\], got 1\.5$"):
+        L1RankedStructureParameterPruner("p", "Filters", 0.5, "a.weight", noise=1.5)
+
+
+def test_a_noisy_leader_is_never_ranked_twice(model, params):
+    pruner = L1RankedStructureParameterPruner(
+        "p", "Filters", 0.5, ["a.weight", "b.weight"], "Leader", noise=0.5
+    )
+    masks = pruner.compute_masks(params, context(model))
+    assert torch.equal(masks["a.weight"][:, 0, 0, 0], masks["b.weight"][:, 0, 0, 0])
+    with pytest.raises(DistillerError) as error:
+        pruner.compute_masks({"b.weight": params["b.weight"]}, context(model))
+    assert str(error.value) == (
+        "pruner 'p': a leader's random structures are drawn for all weights at once; "
+        "compute the masks of 'a.weight' and the others in one call"
+    )
+
+
+def test_defect_conv1d_weights_are_pruned():
+    """Distiller accepted 3-D weights in one assertion and failed in the next."""
+    model = nn.Conv1d(4, 6, 3)
+    weight = model.weight.detach()
+    for group_type, dim in (("Filters", 0), ("Channels", 1)):
+        pruner = L1RankedStructureParameterPruner("p", group_type, 0.5, "weight")  # type: ignore[arg-type]
+        mask = pruner.compute_masks({"weight": weight}, context(model))["weight"]
+        means = weight.abs().movedim(dim, 0).flatten(1).mean(1)
+        expected = means > means.sort().values[len(means) // 2 - 1]
+        assert torch.equal(mask.movedim(dim, 0)[:, 0, 0] != 0, expected)

@@ -125,7 +125,7 @@ def test_count_structures(group_type):
     [
         (
             lambda: ranked_structures(torch.randn(2, 2), "Filter", 0.5),
-            "group_type must be one of 3D, Filters, Channels, Rows, got 'Filter'; did you mean 'Filters'?",
+            "group_type must be one of 3D, Filters, Channels, Rows, Blocks, got 'Filter'; did you mean 'Filters'?",
         ),
         (
             lambda: ranked_structures(torch.randn(2, 2, 1, 1), "Rows", 0.5),

@@ -1,0 +1,112 @@
+"""What every pruner of a fraction of the structures (filters, channels, blocks) of its weights shares.
+
+What a structure is, and how many there are, is in `pruning.ranking`; which of them go, in the subclasses.
+Knows nothing about when it is called, how masks are applied, or physical removal.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from distiller.errors import DistillerError
+from distiller.interfaces import StepContext
+from distiller.names import named_parameters
+from distiller.pruning.automated_gradual import SparsityTargetPruner
+from distiller.pruning.blocks import read_block_shape
+from distiller.pruning.criteria import refuse_nan
+from distiller.pruning.ranking import check_structure_type, count_structures, expand_structures
+from distiller.pruning.schedule import SparsitySchedule
+from distiller.pruning.settings import is_listed, naming
+
+__all__ = ["StructurePruner"]
+
+
+class StructurePruner(SparsityTargetPruner):
+    """Prunes a fraction of the structures of each of its weights.
+
+    Args:
+        name: the instance's name in the schedule.
+        group_type: what a structure is: '3D' or 'Filters', 'Channels', 'Rows', 'Blocks'.
+        weights: parameter names and shell patterns, or a single one.
+        sparsity: the fraction of structures to prune when.
+        group_dependency: 'Leader': the first of the weights decides, and the same structures go in all
+            of them; each must have as many. None: each decides by itself.
+        kwargs: for 'Blocks', and only there: {'block_shape': [repetitions, depth, 1, 1]}
+            (`pruning.blocks`).
+
+    Raises:
+        DistillerError: an argument out of range, or no weights.
+    """
+
+    draws = False
+    """Whether which structures go is drawn at random."""
+
+    def __init__(
+        self,
+        name: str,
+        group_type: str,
+        weights: list[str] | str,
+        sparsity: SparsitySchedule,
+        group_dependency: str | None = None,
+        kwargs: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        super().__init__(name, weights, sparsity)
+        check_structure_type(group_type)
+        if group_dependency not in (None, "Leader"):
+            raise DistillerError(f"group_dependency must be 'Leader' or left out, got '{group_dependency}'")
+        if kwargs and group_type != "Blocks":
+            raise DistillerError(f"kwargs is for group_type 'Blocks', got it for '{group_type}'")
+        self.group_type = group_type
+        self.group_dependency = group_dependency
+        self.block_shape = read_block_shape(kwargs) if group_type == "Blocks" else None
+
+    @abstractmethod
+    def _stay(self, param: Tensor, fraction: float) -> Tensor:
+        """The value of the mask for each structure of `param`: 0 or False prunes it. Refuses NaN."""
+
+    def _masks(self, params: Mapping[str, Tensor], ctx: StepContext) -> dict[str, Tensor]:
+        if self.group_dependency == "Leader":
+            return self._masks_of_leader(params, ctx) if params else {}
+        masks: dict[str, Tensor] = {}
+        for param_name, param in params.items():
+            with naming(self.name, param_name):
+                stay = self._stay(param, self.sparsity.at(ctx))
+                masks[param_name] = expand_structures(stay, param, self.group_type, self.block_shape)
+        return masks
+
+    def _masks_of_leader(self, params: Mapping[str, Tensor], ctx: StepContext) -> dict[str, Tensor]:
+        leader_name, leader = self._leader(params, ctx)
+        with naming(self.name, leader_name):
+            stay = self._stay(leader, self.sparsity.at(ctx))
+        masks: dict[str, Tensor] = {}
+        for param_name, param in params.items():
+            with naming(self.name, param_name):
+                refuse_nan(param)
+                count = count_structures(param, self.group_type, self.block_shape)
+                if count != stay.numel():
+                    raise DistillerError(
+                        f"with group_dependency 'Leader' all weights must have as many {self.group_type} as "
+                        f"the first, '{leader_name}' with {stay.numel()}, got {count}; "
+                        "give it a pruner of its own"
+                    )
+                masks[param_name] = expand_structures(stay, param, self.group_type, self.block_shape)
+        return masks
+
+    def _leader(self, params: Mapping[str, Tensor], ctx: StepContext) -> tuple[str, Tensor]:
+        """The first of the weights: among `params`, or in the model when only others are asked for."""
+        first = self.weights[:1]
+        for name, param in params.items():
+            if is_listed(name, first):
+                return name, param
+        if self.draws:
+            raise DistillerError(
+                f"pruner '{self.name}': a leader's random structures are drawn for all weights at once; "
+                f"compute the masks of '{first[0]}' and the others in one call"
+            )
+        for name, param in named_parameters(ctx.model):
+            if is_listed(name, first):
+                return name, param
+        raise DistillerError(f"pruner '{self.name}': no parameter '{first[0]}' to lead the others")
