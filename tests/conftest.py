@@ -7,11 +7,15 @@ from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import hypothesis
 import pytest
 import torch
 from torch import nn
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("ci", derandomize=True, print_blob=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 COMPAT = Path(__file__).resolve().parents[2] / "shared" / "compat"
 

@@ -87,7 +87,7 @@ def sparsity_levels(start: float, stop: float, step: float) -> tuple[float, ...]
     steps = math.floor((stop - start) / step + tolerance)
     grid = [clean_level(start + index * step) for index in range(steps + 1)]
     end = clean_level(stop)
-    if end - grid[-1] <= tolerance * step:
+    if end == grid[-1] or (len(grid) > 1 and end - grid[-1] <= tolerance * step):
         grid.pop()
     return (*grid, end)
 
