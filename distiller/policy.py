@@ -6,6 +6,7 @@ Knows nothing about YAML, the training loop or other policies.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -254,10 +255,14 @@ class LRPolicy(Policy):
         return type(self.lr_scheduler).__name__
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        return self.lr_scheduler.state_dict()
+        state = self.lr_scheduler.state_dict()
+        return {key: dict(value) if isinstance(value, Counter) else value for key, value in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: D102
-        self.lr_scheduler.load_state_dict(dict(state))
+        counted = {key for key, value in vars(self.lr_scheduler).items() if isinstance(value, Counter)}
+        self.lr_scheduler.load_state_dict(
+            {key: Counter(value) if key in counted else value for key, value in state.items()}
+        )
 
 
 def _following_batch_norms(model: nn.Module) -> dict[str, str]:
