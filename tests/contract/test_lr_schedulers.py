@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-import io
-
 import pytest
 import torch
 from torch import nn
 
+from distiller.apputils.checkpoint import read_checkpoint, restore_optimizer, save_checkpoint
 from distiller.config import dict_config
 from distiller.registry import LR_SCHEDULERS
 
@@ -60,19 +58,16 @@ def test_rates_are_positive_and_change(name):
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
-def test_a_restart_goes_on_with_the_same_rates(name):
+def test_a_restart_goes_on_with_the_same_rates(name, tmp_path):
     optimizer, scheduler = build(name)
     whole = rates(optimizer, scheduler, range(9))
 
     optimizer, scheduler = build(name)
     assert rates(optimizer, scheduler, range(4)) == whole[:4]
-    saved = copy.deepcopy((optimizer.state_dict(), scheduler.state_dict()))
-    file = io.BytesIO()
-    torch.save(saved[1], file)
-    file.seek(0)
-    state = torch.load(file, weights_only=True)
+    path = save_checkpoint(3, "linear", scheduler.model, optimizer, scheduler, dir=tmp_path)
+    checkpoint = read_checkpoint(path)
 
     optimizer, scheduler = build(name)
-    optimizer.load_state_dict(saved[0])
-    scheduler.load_state_dict(state)
+    restore_optimizer(scheduler.model, checkpoint, optimizer)
+    scheduler.load_state_dict(checkpoint.scheduler)
     assert rates(optimizer, scheduler, range(4, 9)) == whole[4:]

@@ -79,12 +79,14 @@ def test_weights_are_changed_by_the_scheduler_only(policy, ctx):
     assert all(torch.equal(before[name], param) for name, param in ctx.model.named_parameters())
 
 
-def test_its_state_is_plain_data_and_comes_back(policy, ctx):
+def test_its_state_is_plain_data_and_comes_back(request, policy, ctx):
     policy.on_epoch_begin(ctx)
     file = io.BytesIO()
     torch.save(policy.state_dict(), file)
     file.seek(0)
-    policy.load_state_dict(torch.load(file, weights_only=True))
+    fresh = MAKERS[request.node.callspec.params["policy"]](ctx.model)
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    assert fresh.state_dict() == policy.state_dict()
 
 
 def test_it_describes_itself_in_one_line(policy, ctx):

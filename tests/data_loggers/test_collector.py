@@ -30,7 +30,7 @@ class Recorder(ActivationCollector):
         return {name: None for name, _, _ in self.seen}
 
     def save(self, fname):
-        raise NotImplementedError
+        pytest.fail("a collector writes only when it is told to")
 
 
 def hook_count(model: nn.Module) -> int:
