@@ -53,7 +53,7 @@ class ClassifierTraining:
         self.model = compressor.model
         self.optimizer = compressor.make_optimizer()
         self.scheduler = compressor.make_scheduler(self.optimizer)
-        self.tracker = ScoreTracker(None, self.args.num_best_scores)
+        self.tracker = ScoreTracker(self.args.num_best_scores)
         self.start = self._resume()
         end = self.args.epochs
         if self.start >= end:

@@ -54,33 +54,24 @@ class ScoreTracker:
     that have the schedule's final sparsity, and the earlier of equals stays.
 
     Args:
-        target_sparsity: the schedule's final sparsity, 0..1, for the text of the rule;
-            None when it has no pruning, or none with a target.
         num_best_scores: how many epochs to keep, 1 or more.
 
     Raises:
         UsageError: `num_best_scores` is less than 1.
     """
 
-    def __init__(self, target_sparsity: float | None, num_best_scores: int = 1) -> None:
+    def __init__(self, num_best_scores: int = 1) -> None:
         if num_best_scores < 1:
             raise UsageError(f"num_best_scores: must be at least 1, got {num_best_scores}")
-        self._target_sparsity = target_sparsity
         self._num_best_scores = num_best_scores
         self._scores: tuple[Score, ...] = ()
 
     @property
     def rule(self) -> str:
         """What `best` means, in a sentence."""
-        if self._target_sparsity is None:
-            among = "among the epochs in which pruning is complete (all epochs when nothing is pruned)"
-        else:
-            among = (
-                f"among the epochs at the schedule's final sparsity of {100 * self._target_sparsity:.2f} %"
-            )
         return (
-            f"best: the epoch with the highest Top1 (then Top5, then the lowest loss) {among}; "
-            "until there is one, of those so far"
+            "best: the epoch with the highest Top1 (then Top5, then the lowest loss) among the epochs in which "
+            "pruning is complete (all epochs when nothing is pruned); until there is one, of those so far"
         )
 
     def step(

@@ -18,28 +18,28 @@ def best_epochs(tracker: ScoreTracker) -> list[int]:
 
 
 def test_most_accurate_epoch_is_best():
-    tracker = ScoreTracker(None)
+    tracker = ScoreTracker()
     assert [step(tracker, e, top1) for e, top1 in enumerate((50, 70, 60))] == [True, True, False]
     assert best_epochs(tracker) == [1]
 
 
 def test_defect_sparsest_epoch_is_not_best_for_being_sparsest():
     # Distiller ranked by sparsity first: the latest epoch of a gradual pruning was always "best".
-    tracker = ScoreTracker(0.8)
+    tracker = ScoreTracker()
     step(tracker, 0, top1=91.0, sparsity=0.800)
     step(tracker, 1, top1=85.0, sparsity=0.805)
     assert best_epochs(tracker) == [0]
 
 
 def test_before_the_final_sparsity_the_most_accurate_epoch_is_best():
-    tracker = ScoreTracker(0.8)
+    tracker = ScoreTracker()
     step(tracker, 0, top1=80, eligible=False)
     step(tracker, 1, top1=70, eligible=False)
     assert best_epochs(tracker) == [0]
 
 
 def test_first_epoch_at_the_final_sparsity_replaces_more_accurate_ones_before_it():
-    tracker = ScoreTracker(0.8)
+    tracker = ScoreTracker()
     step(tracker, 0, top1=95, eligible=False)
     assert step(tracker, 1, top1=60, eligible=True)
     assert not step(tracker, 2, top1=99, eligible=False)
@@ -47,7 +47,7 @@ def test_first_epoch_at_the_final_sparsity_replaces_more_accurate_ones_before_it
 
 
 def test_equal_top1_is_decided_by_top5_then_by_loss():
-    tracker = ScoreTracker(None, num_best_scores=3)
+    tracker = ScoreTracker(num_best_scores=3)
     step(tracker, 0, 50, top5=90, loss=1.0)
     step(tracker, 1, 50, top5=90, loss=0.5)
     step(tracker, 2, 50, top5=95, loss=2.0)
@@ -55,7 +55,7 @@ def test_equal_top1_is_decided_by_top5_then_by_loss():
 
 
 def test_earlier_of_two_equal_epochs_stays_best():
-    tracker = ScoreTracker(None, num_best_scores=2)
+    tracker = ScoreTracker(num_best_scores=2)
     assert step(tracker, 0, 50)
     assert not step(tracker, 1, 50)
     assert best_epochs(tracker) == [0, 1]
@@ -66,7 +66,7 @@ epochs = st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_s
 
 @given(epochs, st.integers(1, 4))
 def test_keeps_the_best_of_all_epochs_whatever_their_order(scores, keep):
-    tracker = ScoreTracker(0.8, keep)
+    tracker = ScoreTracker(keep)
     for epoch, (top1, eligible) in enumerate(scores):
         step(tracker, epoch, top1, eligible=eligible)
     expected = sorted(range(len(scores)), key=lambda e: (not scores[e][1], -scores[e][0], e))[:keep]
@@ -75,7 +75,7 @@ def test_keeps_the_best_of_all_epochs_whatever_their_order(scores, keep):
 
 @given(epochs, st.integers(0, 12))
 def test_resumed_tracker_goes_on_as_the_uninterrupted_one(scores, killed_after):
-    whole, first, second = (ScoreTracker(0.8, 2) for _ in range(3))
+    whole, first, second = (ScoreTracker(2) for _ in range(3))
     answers = [step(whole, e, top1, eligible=eligible) for e, (top1, eligible) in enumerate(scores)]
 
     resumed_answers = []
@@ -91,7 +91,7 @@ def test_resumed_tracker_goes_on_as_the_uninterrupted_one(scores, killed_after):
 
 
 def test_best_of_no_epochs_is_empty():
-    assert ScoreTracker(None).best() == ()
+    assert ScoreTracker().best() == ()
 
 
 def test_line_is_distillers():
@@ -103,11 +103,7 @@ def test_line_is_distillers():
 
 
 def test_rule_says_what_best_means():
-    assert ScoreTracker(0.8).rule == (
-        "best: the epoch with the highest Top1 (then Top5, then the lowest loss) among the epochs at "
-        "the schedule's final sparsity of 80.00 %; until there is one, of those so far"
-    )
-    assert ScoreTracker(None).rule == (
+    assert ScoreTracker().rule == (
         "best: the epoch with the highest Top1 (then Top5, then the lowest loss) among the epochs in which "
         "pruning is complete (all epochs when nothing is pruned); until there is one, of those so far"
     )
@@ -115,5 +111,5 @@ def test_rule_says_what_best_means():
 
 def test_keeping_no_scores_is_refused():
     with pytest.raises(UsageError) as error:
-        ScoreTracker(None, num_best_scores=0)
+        ScoreTracker(num_best_scores=0)
     assert str(error.value) == "num_best_scores: must be at least 1, got 0"
