@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from distiller.dummy_input import get_dummy_input
 from distiller.errors import DistillerError
 from distiller.graph import SummaryGraph
 from distiller.interfaces import (
@@ -267,7 +266,9 @@ class LRPolicy(Policy):
 
 def _following_batch_norms(model: nn.Module) -> dict[str, str]:
     """Module name of a convolution or linear -> name of the batch norm that alone consumes it."""
-    graph = SummaryGraph(model, get_dummy_input(input_shape=_input_shape(model)), purpose="fold_batchnorm")
+    # Zeros: random numbers would move the state that a resumed run takes up.
+    images = torch.zeros(_input_shape(model), device=next(model.parameters()).device)
+    graph = SummaryGraph(model, images, purpose="fold_batchnorm")
     found: dict[str, str] = {}
     for name, entry in graph.adjacency_map().items():
         is_alone = len(entry.successors) == 1 and not entry.is_output and entry.module_name == name

@@ -141,6 +141,13 @@ def test_fold_batchnorm_ranks_by_the_gain_of_the_batch_norm_that_follows(tiny_cn
     assert torch.equal(tiny_cnn.conv1.weight, weights["conv1.weight"])
 
 
+def test_fold_batchnorm_takes_nothing_from_the_global_random_numbers(tiny_cnn):
+    """A resumed run looks at the graph again; the uninterrupted one did so once, earlier."""
+    before = torch.get_rng_state()
+    PruningPolicy(HalfPruner("conv1.weight"), {"fold_batchnorm": True}).on_epoch_begin(context(tiny_cnn))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_fold_batchnorm_needs_the_shape_of_the_input():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
     with pytest.raises(DistillerError, match="'fold_batchnorm' needs the shape of the model's input"):
