@@ -71,7 +71,8 @@ class ScoreTracker:
         """What `best` means, in a sentence."""
         return (
             "best: the epoch with the highest Top1 (then Top5, then the lowest loss) among the epochs in "
-            "which pruning is complete (all epochs when nothing is pruned); until there is one, of those so far"
+            "which pruning is complete (all epochs when nothing is pruned); until there is one, of those "
+            "so far"
         )
 
     def step(
