@@ -9,7 +9,7 @@ Knows nothing about the training loop; classes come from the registries alone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ import distiller.quantization
 import distiller.regularization  # noqa: F401 - importing a package fills its registry
 from distiller.errors import DistillerError, Fault, ScheduleError, UnknownNameError, did_you_mean
 from distiller.interfaces import Policy
-from distiller.names import named_modules, named_parameters
 from distiller.policy import (
     LRPolicy,
     PruningArgs,
@@ -301,7 +300,7 @@ class _Reader:
             return
         is_sound = True
         try:
-            made.check(self._names(named_parameters), self._names(named_modules))
+            made.check(self._supplied["model"])
         except DistillerError as error:
             is_sound = False
             if isinstance(error, UnknownNameError):
@@ -311,12 +310,10 @@ class _Reader:
         try:
             make_window(**window)
             if is_sound:
-                scheduler.add_policy(made, **window, name=f"{kind.word} {target[1]}")
+                settings = {**self.document.data[kind.section][target[1]], **({"args": args} if args else {})}
+                scheduler.add_policy(made, **window, name=f"{kind.word} {target[1]}", settings=settings)
         except DistillerError as error:
             self._fault(path, str(error))
-
-    def _names(self, named: Callable[[nn.Module], Iterable[tuple[str, Any]]]) -> list[str]:
-        return [name for name, _ in named(self._supplied["model"])]
 
     def _unknown_names(self, component: Path_, error: UnknownNameError, args: Path_ | None = None) -> None:
         """Note each name at its own line, in the policy's `args` or in the component."""

@@ -25,6 +25,7 @@ says *when*; a pruner, regularizer or quantizer says *what*; a mask store says *
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from distiller.errors import DistillerError
 
 if TYPE_CHECKING:
     from distiller.masks import MaskStore
@@ -42,15 +45,17 @@ class EpochWindow:
     """The epochs in which a policy is active; epochs count from 0.
 
     Attributes:
-        epochs: the active epochs, ascending, at least one.
+        epochs: the active epochs, ascending, at least one; a tuple or a range.
+        written_end: the schedule's `ending_epoch`; None for a list of epochs.
     """
 
-    epochs: tuple[int, ...]
+    epochs: Sequence[int]
+    written_end: int | None = None
 
     @classmethod
     def spanning(cls, start: int, end: int, frequency: int = 1) -> EpochWindow:
         """Every `frequency`-th epoch from `start` to `end` (exclusive)."""
-        return cls(tuple(range(start, end, frequency)))
+        return cls(range(start, end, frequency), end)
 
     @property
     def start(self) -> int:
@@ -63,9 +68,24 @@ class EpochWindow:
         return self.epochs[-1]
 
     @property
+    def end(self) -> int:
+        """The epoch before which the policy ends: as written, or the one after the last active epoch."""
+        return self.last + 1 if self.written_end is None else self.written_end
+
+    @property
     def frequency(self) -> int:
         """Epochs from one active epoch to the next (of the first two; 1 when alone)."""
         return self.epochs[1] - self.epochs[0] if len(self.epochs) > 1 else 1
+
+    def latest(self, epoch: int) -> int | None:
+        """The last active epoch up to and including `epoch`; None before the first."""
+        index = bisect_right(self.epochs, epoch)
+        return self.epochs[index - 1] if index else None
+
+    def acts_between(self, start: int, end: int) -> bool:
+        """Whether an epoch from `start` to `end` (exclusive) is active."""
+        latest = self.latest(end - 1)
+        return latest is not None and latest >= start
 
     def progress(self, epoch: int) -> float:
         """How much of the window has passed at `epoch`: 0 at its first, 1 at its last epoch.
@@ -144,8 +164,8 @@ class Policy:
     def on_epoch_end(self, ctx: StepContext, metrics: Mapping[str, float]) -> None:
         """After validation; `metrics` has `loss` (validation loss) and `top1` (percent)."""
 
-    def check(self, param_names: Sequence[str], module_names: Sequence[str]) -> None:
-        """Raise an UnknownNameError if the policy names what the model does not have."""
+    def check(self, model: nn.Module) -> None:
+        """Raise a DistillerError if the policy names what the model does not have, or cannot act on it."""
 
     def describe(self, ctx: StepContext) -> str:
         """One line for `--dry-run`: what the policy touches, and how, in epoch `ctx.epoch`."""
@@ -176,6 +196,9 @@ class Pruner(ABC):
             UnknownNameError: one of its names or patterns matches nothing.
         """
 
+    def check(self, params: Mapping[str, Tensor]) -> None:  # noqa: B027 - most pruners take any shape
+        """Raise a DistillerError if one of the selected `params` has a shape that cannot be masked."""
+
     @abstractmethod
     def compute_masks(self, params: Mapping[str, Tensor], ctx: StepContext) -> dict[str, Tensor]:
         """Masks for the selected parameters in `params`.
@@ -190,7 +213,10 @@ class Pruner(ABC):
         """
 
     def target_sparsity(self, ctx: StepContext) -> Mapping[str, float]:
-        """The sparsity aimed at in `ctx.epoch`, by the names as the user gave them; {} if data-dependent."""
+        """The sparsity aimed at in `ctx.epoch`, by the names as the user gave them.
+
+        {} where it depends on data or chance. Changes nothing, and draws no random numbers.
+        """
         return {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -205,7 +231,7 @@ class Pruner(ABC):
         param: Tensor,
         param_name: str,
         zeros_mask_dict: Mapping[str, Any],
-        meta: StepContext | None = None,
+        meta: StepContext | Mapping[str, Any] | None = None,
     ) -> None:
         """Distiller's call: put the mask of one parameter into `zeros_mask_dict[param_name].mask`.
 
@@ -213,12 +239,50 @@ class Pruner(ABC):
             param: the parameter.
             param_name: its canonical name.
             zeros_mask_dict: a MaskStore, or maskers by name as from `create_model_masks_dict`.
-            meta: where training stands; pruners whose masks do not depend on the epoch need none.
+            meta: where training stands, as a StepContext or as Distiller's dict; pruners whose masks do
+                not depend on the epoch need none.
+
+        Raises:
+            DistillerError: the pruner needs what `meta` does not say.
         """
         if param_name in self.select(list(zeros_mask_dict)):
-            mask = self.compute_masks({param_name: param.detach()}, meta).get(param_name)  # type: ignore[arg-type]
+            ctx = meta if isinstance(meta, StepContext) else _Meta(meta or {}, zeros_mask_dict)
+            mask = self.compute_masks({param_name: param.detach()}, ctx).get(param_name)  # type: ignore[arg-type]
             if mask is not None:
                 zeros_mask_dict[param_name].mask = mask
+
+
+class _Meta:
+    """Distiller's dict of where training stands, read as a StepContext."""
+
+    def __init__(self, meta: Mapping[str, Any], masks: Mapping[str, Any]) -> None:
+        self._meta = meta
+        self.masks = masks
+        self.optimizer = meta.get("optimizer")
+        self.minibatch = None
+        self.minibatches_per_epoch = None
+        self.global_step = 0
+
+    @property
+    def model(self) -> nn.Module:
+        return self._needed("model")
+
+    @property
+    def epoch(self) -> int:
+        return self._needed("current_epoch")
+
+    @property
+    def window(self) -> EpochWindow:
+        start, end = self._needed("starting_epoch"), self._needed("ending_epoch")
+        return EpochWindow.spanning(start, end, self._meta.get("frequency", 1))
+
+    def _needed(self, key: str) -> Any:
+        if key not in self._meta:
+            raise DistillerError(
+                f"set_param_mask: this pruner's masks depend on '{key}', which 'meta' does not say; "
+                "give a StepContext, or a dict with starting_epoch, ending_epoch, current_epoch and model"
+            )
+        return self._meta[key]
 
 
 class Regularizer(Protocol):

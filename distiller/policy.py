@@ -7,8 +7,9 @@ Knows nothing about YAML, the training loop or other policies.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,9 +53,9 @@ class PruningArgs:
     """The `args:` of a pruning policy.
 
     Attributes:
-        levels: replaces the pruner's `levels` at the beginning of each active epoch.
-        keep_mask: the mask stays in force, as a plain one, after the policy's last epoch even if it
-            acted on the forward pass only.
+        levels: stands in for the pruner's `levels` in this policy.
+        keep_mask: after the policy's last epoch the mask is a plain one, whatever it was until then.
+            (Without it the mask stays in force as it is.)
         mini_batch_pruning_frequency: new masks every so many mini-batches too (0: once an epoch).
         mask_on_forward_only: weights are masked for the forward and backward pass, not after the step.
         mask_gradients: gradients are masked too; needs mask_on_forward_only.
@@ -104,8 +105,9 @@ class PruningPolicy(Policy):
         """Canonical names of the parameters that the pruner masks."""
         return self._select([name for name, _ in named_parameters(model)])
 
-    def check(self, param_names: Sequence[str], module_names: Sequence[str]) -> None:  # noqa: D102
-        self._select(param_names)
+    def check(self, model: nn.Module) -> None:  # noqa: D102
+        params = dict(named_parameters(model))
+        self.pruner.check({name: params[name].detach() for name in self.selected(model)})
 
     def on_epoch_begin(self, ctx: StepContext) -> None:  # noqa: D102
         self._compute(ctx)
@@ -121,19 +123,30 @@ class PruningPolicy(Policy):
             self._release(ctx)
 
     def on_epoch_end(self, ctx: StepContext, metrics: Mapping[str, float]) -> None:  # noqa: D102
-        if ctx.epoch != ctx.window.last or not self.args.mask_on_forward_only:
-            return
-        if not self.args.keep_mask:
-            self._release(ctx)
-            return
-        for name in self.selected(ctx.model):
-            ctx.masks.put(name, ctx.masks[name].slots.get(PRUNER_SLOT), rules=MaskRules())
+        if ctx.epoch == ctx.window.last and self.args.keep_mask:
+            for name in self.selected(ctx.model):
+                ctx.masks.put(name, ctx.masks[name].slots.get(PRUNER_SLOT), rules=MaskRules())
 
     def describe(self, ctx: StepContext) -> str:  # noqa: D102
         names = self.selected(ctx.model)
-        targets = sorted(set(self.pruner.target_sparsity(ctx).values()))
+        targets = sorted(set(self.target_sparsity(ctx).values()))
         aim = ", ".join(f"{target:.1%}" for target in targets)
         return f"{type(self.pruner).__name__}: {', '.join(names)}" + (f" -> sparsity {aim}" if aim else "")
+
+    def target_sparsity(self, ctx: StepContext) -> Mapping[str, float]:
+        """The pruner's, with the levels of this policy."""
+        with self._own_levels():
+            return self.pruner.target_sparsity(ctx)
+
+    def has_final_sparsity(self, ctx: StepContext) -> bool:
+        """Whether the sparsity aimed at in `ctx.epoch` is that of the last active epoch."""
+        if ctx.epoch >= ctx.window.last:
+            return True
+        latest = ctx.window.latest(ctx.epoch)
+        if latest is None:
+            return False
+        final = self.target_sparsity(replace(ctx, epoch=ctx.window.last))
+        return bool(final) and final == self.target_sparsity(replace(ctx, epoch=latest))
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return self.pruner.state_dict()
@@ -142,10 +155,21 @@ class PruningPolicy(Policy):
         self.pruner.load_state_dict(state)
 
     def _select(self, param_names: Sequence[str]) -> tuple[str, ...]:
-        """The pruner's choice, with the levels of this policy (the pruner may serve several)."""
-        if self.args.levels is not None:
-            self.pruner.levels = self.args.levels  # type: ignore[attr-defined]
-        return self.pruner.select(param_names)
+        with self._own_levels():
+            return self.pruner.select(param_names)
+
+    @contextmanager
+    def _own_levels(self) -> Iterator[None]:
+        """Within the block the pruner, which may serve several policies, has the levels of this one."""
+        if self.args.levels is None:
+            yield
+            return
+        pruner: Any = self.pruner
+        before, pruner.levels = pruner.levels, self.args.levels
+        try:
+            yield
+        finally:
+            pruner.levels = before
 
     def _compute(self, ctx: StepContext) -> None:
         params = dict(named_parameters(ctx.model))
@@ -155,7 +179,9 @@ class PruningPolicy(Policy):
         rules = MaskRules(
             self.args.mask_on_forward_only, self.args.use_double_copies, self.args.mask_gradients
         )
-        for name, mask in self.pruner.compute_masks(selected, ctx).items():
+        with self._own_levels():
+            masks = self.pruner.compute_masks(selected, ctx)
+        for name, mask in masks.items():
             ctx.masks.put(name, mask, rules=rules)
 
     def _folded(self, params: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -192,8 +218,8 @@ class RegularizationPolicy(Policy):
         self.regularizer = regularizer
         self.args = RegularizationArgs(keep_mask)
 
-    def check(self, param_names: Sequence[str], module_names: Sequence[str]) -> None:  # noqa: D102
-        self.regularizer.select(param_names)
+    def check(self, model: nn.Module) -> None:  # noqa: D102
+        self.regularizer.select([name for name, _ in named_parameters(model)])
 
     def before_backward_pass(self, ctx: StepContext, loss: Tensor) -> PolicyLoss:  # noqa: D102
         penalty = self.regularizer.penalty(self._params(ctx))

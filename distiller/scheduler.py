@@ -5,9 +5,10 @@ Applies the masks, once a callback. Knows nothing about YAML, data or accuracy.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,19 +18,31 @@ from torch.optim import Optimizer
 from distiller.errors import CheckpointError, DistillerError, PolicyConflictError
 from distiller.interfaces import EpochWindow, LossComponent, Policy, PolicyLoss, StepContext
 from distiller.masks import MaskStore, ParameterMasker, create_model_masks_dict
-from distiller.names import named_modules, named_parameters
+from distiller.names import named_parameters
 from distiller.policy import PruningPolicy
 
+_LOG = logging.getLogger(__name__)
+
 __all__ = ["CompressionScheduler", "ParameterMasker", "ScheduledPolicy", "create_model_masks_dict"]
+
+_DISTILLERS_METRICS = {"min": "loss", "max": "top1"}
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledPolicy:
-    """A policy, the epochs it is active in, and the name it goes by in the schedule."""
+    """A policy and when it acts.
+
+    Attributes:
+        policy: what acts.
+        window: the epochs it is active in.
+        name: what it goes by in the schedule.
+        settings: class, settings and arguments as the schedule has them, plain data; {} if unknown.
+    """
 
     policy: Policy
     window: EpochWindow
     name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 class CompressionScheduler:
@@ -64,8 +77,11 @@ class CompressionScheduler:
         ending_epoch: int | None = None,
         frequency: int = 1,
         name: str | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         """Add a policy, active in `epochs` or from `starting_epoch` to `ending_epoch` (exclusive).
+
+        With `settings`, plain data, `load_state_dict` refuses a state of other settings.
 
         Raises:
             DistillerError: the epochs are given twice, not at all, or make no window.
@@ -73,11 +89,8 @@ class CompressionScheduler:
             UnknownNameError: the policy names what the model does not have.
         """
         window = make_window(epochs, starting_epoch, ending_epoch, frequency)
-        policy.check(
-            [name for name, _ in named_parameters(self.model)],
-            [name for name, _ in named_modules(self.model)],
-        )
-        entry = ScheduledPolicy(policy, window, name or type(policy).__name__)
+        policy.check(self.model)
+        entry = ScheduledPolicy(policy, window, name or type(policy).__name__, dict(settings or {}))
         self._refuse_overlap(entry)
         self.policies.append(entry)
 
@@ -87,7 +100,7 @@ class CompressionScheduler:
         return {
             entry.policy: {
                 "starting_epoch": entry.window.start,
-                "ending_epoch": entry.window.last + 1,
+                "ending_epoch": entry.window.end,
                 "frequency": entry.window.frequency,
             }
             for entry in self.policies
@@ -158,10 +171,12 @@ class CompressionScheduler:
         """After validation: learning rates step, masks are kept or released.
 
         Args:
-            metrics: `loss` (validation) and `top1` (percent); needed by ReduceLROnPlateau.
+            metrics: `loss` (validation) and `top1` (percent), or `min` and `max` as in Distiller; needed
+                by ReduceLROnPlateau.
         """
+        metrics = {_DISTILLERS_METRICS.get(key, key): value for key, value in (metrics or {}).items()}
         for entry in self._active(epoch):
-            entry.policy.on_epoch_end(self._context(entry, epoch, optimizer), metrics or {})
+            entry.policy.on_epoch_end(self._context(entry, epoch, optimizer), metrics)
         self.masks.apply_after_step()
 
     @contextmanager
@@ -176,10 +191,31 @@ class CompressionScheduler:
             self.masks[name].apply_mask(param)
 
     def pruning_is_complete(self, epoch: int) -> bool:
-        """Whether every pruning policy has reached its last active epoch, i.e. its final sparsity."""
+        """Whether every pruning policy has reached the sparsity that it ends with."""
         return all(
-            entry.window.last <= epoch for entry in self.policies if isinstance(entry.policy, PruningPolicy)
+            entry.policy.has_final_sparsity(self._context(entry, epoch, None))
+            for entry in self.policies
+            if isinstance(entry.policy, PruningPolicy)
         )
+
+    def idle_notes(self, start: int, end: int) -> list[str]:
+        """What the policies will not do when epochs `start` to `end` (exclusive) are trained, a line each."""
+        notes = []
+        for entry in self.policies:
+            window, epochs = entry.window, f"trained are epochs {start}..{end - 1}"
+            if not window.acts_between(start, end):
+                notes.append(
+                    f"{entry.name}: does nothing, it acts in epochs {window.start}..{window.last} "
+                    f"and {epochs}"
+                )
+            elif isinstance(entry.policy, PruningPolicy) and not entry.policy.has_final_sparsity(
+                self._context(entry, end - 1, None)
+            ):
+                notes.append(
+                    f"{entry.name}: does not come to its final sparsity, which it has in epoch "
+                    f"{window.last}; {epochs}"
+                )
+        return notes
 
     def describe(self, epoch: int, optimizer: Optimizer | None = None) -> list[str]:
         """One line a policy that is active in `epoch`: what it touches, and how."""
@@ -192,14 +228,23 @@ class CompressionScheduler:
         """Masks and the policies' states, as plain data and tensors."""
         return {
             **self.masks.state_dict(),
-            "policies": [{"name": entry.name, "state": entry.policy.state_dict()} for entry in self.policies],
+            "policies": [
+                {
+                    "name": entry.name,
+                    "settings": dict(entry.settings),
+                    "epochs": [entry.window.start, entry.window.last, entry.window.frequency],
+                    "state": entry.policy.state_dict(),
+                }
+                for entry in self.policies
+            ],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up where `state_dict` left off. States without policies (masks only) are accepted.
 
         Raises:
-            CheckpointError: the state is of another schedule, or its masks of another model.
+            CheckpointError: the state is of another schedule (only its epochs may be others, which is
+                logged as a warning), or its masks of another model.
         """
         policies = state.get("policies", [])
         names = [entry["name"] for entry in policies]
@@ -209,9 +254,30 @@ class CompressionScheduler:
                 f"this one has {[entry.name for entry in self.policies]}; resume with the same schedule, "
                 "or start anew from its weights with --exp-load-weights-from or --reset-optimizer"
             )
+        for entry, saved in zip(self.policies, policies, strict=False):
+            self._compare(entry, saved)
         self.masks.load_state_dict(state)
         for entry, saved in zip(self.policies, policies, strict=False):
             entry.policy.load_state_dict(saved["state"])
+
+    def _compare(self, entry: ScheduledPolicy, saved: Mapping[str, Any]) -> None:
+        """Refuse the state of a policy with other settings; warn where only the epochs are others."""
+        before = saved.get("settings") or entry.settings
+        for key in [*before, *(key for key in entry.settings if key not in before)]:
+            was, now = (_shown(settings, key) for settings in (before, entry.settings))
+            if entry.settings and was != now:
+                raise CheckpointError(
+                    f"'{entry.name}': the checkpoint was written with {key} {was}, the schedule has {now}; "
+                    "resume with the same schedule, or start anew from its weights with "
+                    "--exp-load-weights-from or --reset-optimizer"
+                )
+        epochs = [entry.window.start, entry.window.last, entry.window.frequency]
+        if saved.get("epochs", epochs) != epochs:
+            _LOG.warning(
+                "'%s': the checkpoint was written with epochs %s..%s (every %s), the schedule has "
+                "%s..%s (every %s); it goes on with the schedule's",
+                entry.name, *saved["epochs"], *epochs,
+            )  # fmt: skip
 
     def _active(self, epoch: int) -> list[ScheduledPolicy]:
         return [entry for entry in self.policies if epoch in entry.window.epochs]
@@ -243,6 +309,10 @@ class CompressionScheduler:
                     f"(epochs {new.window.start}..{new.window.last}) both prune '{min(shared)}'{more}; "
                     "let one end before the other begins"
                 )
+
+
+def _shown(settings: Mapping[str, Any], key: str) -> str:
+    return repr(settings[key]) if key in settings else "no such setting"
 
 
 def make_window(

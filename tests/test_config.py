@@ -67,7 +67,7 @@ def test_a_schedule_becomes_policies_in_the_order_of_the_file(load):
     assert isinstance(pruning.policy, PruningPolicy)
     assert pruning.policy.args.mini_batch_pruning_frequency == 5
     assert pruning.policy.pruner.name == "agp"
-    assert pruning.window.epochs == (0, 2, 4, 6, 8)
+    assert tuple(pruning.window.epochs) == (0, 2, 4, 6, 8)
     assert pruning.name == "pruner agp"
     assert pruning.policy.selected(scheduler.model) == ("conv2.weight", "fc.weight")
     assert isinstance(lr.policy, LRPolicy)

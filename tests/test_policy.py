@@ -11,6 +11,7 @@ from distiller.interfaces import EpochWindow, StepContext
 from distiller.masks import MaskStore
 from distiller.names import resolve_all
 from distiller.policy import LRPolicy, PruningArgs, PruningPolicy, QuantizationPolicy, RegularizationPolicy
+from distiller.pruning import SparsityLevelParameterPruner
 from distiller.scheduler import CompressionScheduler
 from tests.doubles import HalfPruner, train
 
@@ -154,15 +155,23 @@ def test_fold_batchnorm_needs_the_shape_of_the_input():
         PruningPolicy(HalfPruner("0.weight"), {"fold_batchnorm": True}).on_epoch_begin(context(model))
 
 
-def test_levels_replace_the_pruners():
-    class Levelled(HalfPruner):
-        levels: Any = None
-
-    pruner = Levelled("fc.weight")
+def test_a_policys_levels_stand_in_for_the_pruners_in_that_policy_only():
+    """The pruner may serve several policies; a resumed run must not depend on which was asked last."""
+    pruner = SparsityLevelParameterPruner("p", {"fc.weight": 0.25})
     model = nn.Sequential()
-    model.add_module("fc", nn.Linear(2, 2))
-    PruningPolicy(pruner, {"levels": {"*": 0.5}}).on_epoch_begin(context(model))
-    assert pruner.levels == {"*": 0.5}
+    model.add_module("fc", nn.Linear(4, 4))
+    with_levels, without = PruningPolicy(pruner, {"levels": {"*": 0.5}}), PruningPolicy(pruner)
+    ctx = context(model)
+    with_levels.on_epoch_begin(ctx)
+    assert set(ctx.masks.masked()) == {"fc.weight", "fc.bias"}
+    assert (ctx.masks["fc.weight"].mask == 0).sum() == 8
+    assert with_levels.target_sparsity(ctx) == {"*": 0.5}
+    without.on_epoch_begin(ctx)
+    assert (ctx.masks["fc.weight"].mask == 0).sum() == 4
+    assert pruner.levels == {"fc.weight": 0.25}
+
+
+def test_levels_are_for_pruners_that_have_levels():
     with pytest.raises(DistillerError, match="'levels' is for pruners that have levels; HalfPruner has none"):
         PruningPolicy(HalfPruner("fc.weight"), {"levels": {"*": 0.5}})
 

@@ -108,6 +108,22 @@ def test_a_ten_line_loop_of_ones_own(tiny_cnn, tiny_loader):
     assert distiller.sparsity(tiny_cnn.conv2.weight) == 0.5
 
 
+def test_set_param_mask_takes_distillers_meta_and_says_what_it_lacks(tiny_cnn):
+    masks = distiller.create_model_masks_dict(tiny_cnn)
+    pruner = distiller.pruning.AutomatedGradualPruner("agp", 0.1, 0.5, ["fc.weight"])
+    meta = {"starting_epoch": 0, "ending_epoch": 5, "frequency": 1, "current_epoch": 4, "model": tiny_cnn}
+    pruner.set_param_mask(tiny_cnn.fc.weight, "fc.weight", masks, meta)
+    mask = masks["fc.weight"].mask
+    assert mask is not None
+    assert (mask == 0).float().mean() == pytest.approx(0.5, abs=1 / mask.numel())
+    with pytest.raises(distiller.errors.DistillerError) as caught:
+        pruner.set_param_mask(tiny_cnn.fc.weight, "fc.weight", masks, None)
+    assert str(caught.value) == (
+        "set_param_mask: this pruner's masks depend on 'starting_epoch', which 'meta' does not say; "
+        "give a StepContext, or a dict with starting_epoch, ending_epoch, current_epoch and model"
+    )
+
+
 def test_set_param_mask_is_called_as_in_distiller(tiny_cnn):
     masks = distiller.create_model_masks_dict(tiny_cnn)
     pruner = distiller.pruning.MagnitudeParameterPruner("test", {"*": 0.1})

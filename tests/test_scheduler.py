@@ -7,6 +7,7 @@ from torch import nn
 from distiller.errors import CheckpointError, DistillerError, PolicyConflictError, UnknownNameError
 from distiller.interfaces import EpochWindow, LossComponent, Policy, PolicyLoss
 from distiller.policy import PruningPolicy
+from distiller.pruning import AutomatedGradualPruner, SparsityLevelParameterPruner
 from distiller.scheduler import CompressionScheduler, make_window
 from tests.doubles import HalfPruner, every_other, train
 
@@ -83,15 +84,17 @@ def test_a_forward_only_mask_is_zero_at_evaluations_while_the_weights_train_on(t
     assert (tiny_cnn.conv2.weight != 0).all()
 
 
-@pytest.mark.parametrize(("keep", "after"), [(True, 0.5), (False, 0.0)])
-def test_keep_mask_makes_a_forward_only_mask_permanent(tiny_cnn, keep, after):
+@pytest.mark.parametrize("keep", [True, False])
+def test_keep_mask_makes_a_forward_only_mask_permanent(tiny_cnn, keep):
     scheduler = CompressionScheduler(tiny_cnn)
     args = {"mask_on_forward_only": True, "keep_mask": keep}
     # frequency 2 of 0..3: Distiller waited for epoch 3, in which the policy is not called, and kept nothing
     scheduler.add_policy(
         PruningPolicy(HalfPruner("conv2.weight"), args), starting_epoch=0, ending_epoch=4, frequency=2
     )
-    assert train(tiny_cnn, scheduler, range(5)) == [0.5, 0.5, 0.5, after, after]
+    # Evaluated and saved is the pruned model in either case, also after the policy's last epoch.
+    assert train(tiny_cnn, scheduler, range(5)) == [0.5] * 5
+    assert bool((tiny_cnn.conv2.weight == 0).any()) == keep
 
 
 def test_discarded_masks_last_one_minibatch(tiny_cnn):
@@ -238,7 +241,69 @@ def test_pruning_is_complete_when_the_last_pruner_has_run_its_last_epoch(tiny_cn
     policy = PruningPolicy(HalfPruner("conv2.weight"))
     scheduler.add_policy(policy, starting_epoch=0, ending_epoch=10, frequency=4)
     assert [epoch for epoch in range(12) if scheduler.pruning_is_complete(epoch)] == [8, 9, 10, 11]
-    assert scheduler.sched_metadata == {policy: {"starting_epoch": 0, "ending_epoch": 9, "frequency": 4}}
+    assert scheduler.sched_metadata == {policy: {"starting_epoch": 0, "ending_epoch": 10, "frequency": 4}}
+
+
+def test_pruning_is_complete_as_soon_as_the_final_sparsity_is_aimed_at(tiny_cnn):
+    scheduler = CompressionScheduler(tiny_cnn)
+    level = SparsityLevelParameterPruner("level", {"conv2.weight": 0.5})
+    scheduler.add_policy(PruningPolicy(level), starting_epoch=2, ending_epoch=30)
+    assert [epoch for epoch in range(4) if scheduler.pruning_is_complete(epoch)] == [2, 3]
+    agp = AutomatedGradualPruner("agp", 0.1, 0.5, ["fc.weight"])
+    scheduler.add_policy(PruningPolicy(agp), starting_epoch=0, ending_epoch=7, frequency=3)
+    assert [epoch for epoch in range(9) if scheduler.pruning_is_complete(epoch)] == [6, 7, 8]
+
+
+def test_policies_that_will_do_nothing_or_not_all_are_told(tiny_cnn):
+    scheduler = CompressionScheduler(tiny_cnn)
+    agp = PruningPolicy(AutomatedGradualPruner("agp", 0.1, 0.5, ["fc.weight"]))
+    scheduler.add_policy(agp, starting_epoch=2, ending_epoch=10**12, frequency=4, name="pruner agp")
+    scheduler.add_policy(PruningPolicy(HalfPruner("conv2.weight")), epochs=[0, 1], name="pruner half")
+    assert scheduler.idle_notes(0, 6) == [
+        "pruner agp: does not come to its final sparsity, which it has in epoch 999999999998; "
+        "trained are epochs 0..5"
+    ]
+    assert scheduler.idle_notes(3, 6) == [
+        "pruner agp: does nothing, it acts in epochs 2..999999999998 and trained are epochs 3..5",
+        "pruner half: does nothing, it acts in epochs 0..1 and trained are epochs 3..5",
+    ]
+
+
+def test_metrics_may_have_distillers_names(tiny_cnn):
+    scheduler = CompressionScheduler(tiny_cnn)
+    recorder = Diary()
+    scheduler.add_policy(recorder, epochs=[0])
+    scheduler.on_epoch_end(0, None, {"min": 0.5, "max": 80.0})
+    assert recorder.calls == [("epoch end", 0, {"loss": 0.5, "top1": 80.0})]
+
+
+def test_a_state_of_other_settings_is_refused_and_of_other_epochs_goes_on(tiny_cnn, caplog):
+    def scheduler(**changes):
+        made = CompressionScheduler(tiny_cnn)
+        settings = {"class": "HalfPruner", "weights": ["fc.weight"], "level": 0.5} | changes
+        settings = {key: value for key, value in settings.items() if value is not None}
+        end = settings.pop("end", 9)
+        policy = PruningPolicy(HalfPruner("fc.weight"))
+        made.add_policy(policy, starting_epoch=0, ending_epoch=end, name="pruner p", settings=settings)
+        return made
+
+    state = scheduler().state_dict()
+    scheduler().load_state_dict(state)
+    assert not caplog.records
+    for changes, text in [
+        ({"level": 0.6}, "level 0.5, the schedule has 0.6;"),
+        ({"class": "NMPruner"}, "class 'HalfPruner', the schedule has 'NMPruner';"),
+        ({"level": None}, "level 0.5, the schedule has no such setting;"),
+        ({"more": 1}, "more no such setting, the schedule has 1;"),
+    ]:
+        with pytest.raises(CheckpointError) as caught:
+            scheduler(**changes).load_state_dict(state)
+        assert str(caught.value).startswith(f"'pruner p': the checkpoint was written with {text}")
+    scheduler(end=12).load_state_dict(state)
+    assert caplog.messages == [
+        "'pruner p': the checkpoint was written with epochs 0..8 (every 1), the schedule has 0..11 (every 1); "
+        "it goes on with the schedule's"
+    ]
 
 
 def test_a_data_parallel_model_is_scheduled_by_the_names_of_the_plain_one(tiny_cnn):

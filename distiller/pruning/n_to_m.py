@@ -43,10 +43,7 @@ def n_to_m_mask(t: Tensor, n: int = 2, m: int = 4) -> Tensor:
     """
     _check_ratio(n, m)
     refuse_nan(t)
-    if t.dim() < 2:
-        raise DistillerError(
-            f"N:M pruning wants a tensor of 2 dimensions or more, got shape {tuple(t.shape)}"
-        )
+    _check_dimensions(t)
     channels_last = t.detach().abs().movedim(1, -1)  # (out, ..., in)
     whole = channels_last.size(-1) // m * m
     groups = channels_last[..., :whole].unflatten(-1, (whole // m, m))  # (out, ..., groups, m)
@@ -81,6 +78,12 @@ class NMPruner(Pruner):
         """The parameters that `weights` names, in its order."""
         return resolve_all(self.weights, param_names)
 
+    def check(self, params: Mapping[str, Tensor]) -> None:
+        """Raise a DistillerError if a parameter has less than 2 dimensions."""
+        for param_name, param in params.items():
+            with naming(self.name, param_name):
+                _check_dimensions(param)
+
     def target_sparsity(self, ctx: StepContext) -> Mapping[str, float]:
         """1 - n / m, which weights have whose input channels divide by m."""
         return dict.fromkeys(self.weights, 1 - self.n / self.m)
@@ -104,6 +107,13 @@ def _largest(groups: Tensor, n: int) -> Tensor:
     order = groups.argsort(dim=-1, stable=True)
     gone = order[..., : max(0, groups.size(-1) - n)]
     return torch.ones_like(groups, dtype=torch.bool).scatter_(-1, gone, False)
+
+
+def _check_dimensions(t: Tensor) -> None:
+    if t.dim() < 2:
+        raise DistillerError(
+            f"N:M pruning wants a tensor of 2 dimensions or more, got shape {tuple(t.shape)}"
+        )
 
 
 def _check_ratio(n: int, m: int) -> None:

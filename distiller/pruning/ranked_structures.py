@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distiller.errors import DistillerError
 from distiller.norms import Norm, l1_norm, l2_norm
-from distiller.pruning.ranking import expand_structures, ranked_structures
+from distiller.pruning.ranking import check_group_size, expand_structures, ranked_structures
 from distiller.pruning.schedule import ConstantSparsity, GradualSparsity, SparsitySchedule
 from distiller.pruning.settings import check_fraction
 from distiller.pruning.structure_pruner import StructurePruner
@@ -158,6 +158,9 @@ class RankedStructurePruner(StructurePruner):
         if zeros_mask_dict is not None and param_name is not None:
             zeros_mask_dict[param_name].mask = expand_structures(binary_map, param, group_type)
         return binary_map
+
+    def _check_count(self, count: int) -> None:
+        check_group_size(self._ranking["group_size"], count, self.group_type)
 
     def _stay(self, param: Tensor, fraction: float) -> Tensor:
         return ranked_structures(param, self.group_type, fraction, self.norm, **self._ranking)

@@ -24,6 +24,7 @@ from distiller.pruning.criteria import expand_group_map, group_count, group_magn
 from distiller.pruning.settings import check_fraction
 
 __all__ = [
+    "check_group_size",
     "check_structure_type",
     "count_structures",
     "expand_structures",
@@ -73,10 +74,7 @@ def ranked_structures(
     """
     check_fraction("fraction", fraction, one_allowed=True)
     magnitudes = _magnitudes(param, group_type, norm, block_shape)
-    if magnitudes.numel() % group_size:
-        raise DistillerError(
-            f"group_size must divide the {magnitudes.numel()} {group_type}, got {group_size}"
-        )
+    check_group_size(group_size, magnitudes.numel(), group_type)
     magnitudes = magnitudes.view(-1, group_size).mean(dim=1)
     if noise > 0 and float(torch.rand(())) < noise:
         magnitudes = magnitudes * torch.randn(magnitudes.shape).to(magnitudes)
@@ -147,6 +145,12 @@ def check_structure_type(group_type: str) -> None:
             f"group_type must be one of {', '.join(known)}, got '{group_type}'"
             + did_you_mean(group_type, known)
         )
+
+
+def check_group_size(group_size: int, count: int, group_type: str) -> None:
+    """Raise a DistillerError unless `group_size` divides the number of structures."""
+    if count % group_size:
+        raise DistillerError(f"group_size must divide the {count} {group_type}, got {group_size}")
 
 
 _GROUPS = {"3D": "Filters", "Filters": "Filters", "Channels": "Channels", "Rows": "Cols"}

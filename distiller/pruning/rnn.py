@@ -28,8 +28,8 @@ def rising_threshold(
         threshold = slope (epoch - start + 1)                                            before the ramp
         threshold = slope (ramp - start + 1) + ramp_slope_mult slope (epoch - ramp + 1)  from the ramp on
 
-    with ramp = start + ramp_epoch_offset, and end the epoch after the last active one. With a multiplier
-    of 1.5 it comes to q (1 slope more, if there is a ramp) in the last active epoch. The frequency of a
+    with ramp = start + ramp_epoch_offset, and end the policy's (`EpochWindow.end`). With a multiplier of
+    1.5 it comes to q (1 slope more, if there is a ramp) in the epoch before the end. The frequency of a
     policy does not enter: in the paper's equation the slope is proportional to it and then divided by it.
 
     Args:
@@ -46,7 +46,7 @@ def rising_threshold(
     Source: Narang et al., "Exploring Sparsity in Recurrent Neural Networks" (arXiv 1704.05119),
     section 3 and equation 1.
     """
-    end = window.last + 1
+    end = window.end
     ramp = min(window.start + ramp_epoch_offset, end)
     slope = 2 * q / (2 * (ramp - window.start) + 3 * (end - ramp))
     if epoch < ramp:

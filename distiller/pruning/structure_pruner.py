@@ -63,6 +63,31 @@ class StructurePruner(SparsityTargetPruner):
         self.group_dependency = group_dependency
         self.block_shape = read_block_shape(kwargs) if group_type == "Blocks" else None
 
+    def check(self, params: Mapping[str, Tensor]) -> None:
+        """Count the structures of each of `params`.
+
+        Raises:
+            DistillerError: one has no such structures, or not as many as its leader.
+        """
+        counts: dict[str, int] = {}
+        for param_name, param in params.items():
+            with naming(self.name, param_name):
+                counts[param_name] = count_structures(param, self.group_type, self.block_shape)
+                self._check_count(counts[param_name])
+                if self.group_dependency == "Leader":
+                    self._check_follower(*next(iter(counts.items())), counts[param_name])
+
+    def _check_count(self, count: int) -> None:
+        """Raise a DistillerError if so many structures cannot be pruned."""
+
+    def _check_follower(self, leader_name: str, leaders: int, count: int) -> None:
+        if count != leaders:
+            raise DistillerError(
+                f"with group_dependency 'Leader' all weights must have as many {self.group_type} as "
+                f"the first, '{leader_name}' with {leaders}, got {count}; "
+                "give it a pruner of its own"
+            )
+
     @abstractmethod
     def _stay(self, param: Tensor, fraction: float) -> Tensor:
         """The value of the mask for each structure of `param`: 0 or False prunes it. Refuses NaN."""
@@ -86,12 +111,7 @@ class StructurePruner(SparsityTargetPruner):
             with naming(self.name, param_name):
                 refuse_nan(param)
                 count = count_structures(param, self.group_type, self.block_shape)
-                if count != stay.numel():
-                    raise DistillerError(
-                        f"with group_dependency 'Leader' all weights must have as many {self.group_type} as "
-                        f"the first, '{leader_name}' with {stay.numel()}, got {count}; "
-                        "give it a pruner of its own"
-                    )
+                self._check_follower(leader_name, stay.numel(), count)
                 masks[param_name] = expand_structures(stay, param, self.group_type, self.block_shape)
         return masks
 

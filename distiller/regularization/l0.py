@@ -7,7 +7,7 @@ Knows nothing about losses, data or how masks are applied.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -90,8 +90,8 @@ class L0Regularizer(Policy):
         """The gates without noise by parameter name; size 1 in dimensions that do not tell groups apart."""
         return {name: steady_gates(location.detach()) for name, location in self._locations.items()}
 
-    def check(self, param_names: Sequence[str], module_names: Sequence[str]) -> None:  # noqa: D102
-        self._regimes.select(param_names)
+    def check(self, model: nn.Module) -> None:  # noqa: D102
+        self._regimes.select([name for name, _ in named_parameters(model)])
 
     def on_minibatch_begin(self, ctx: StepContext) -> None:  # noqa: D102
         for name, location in self._locations.items():
