@@ -252,6 +252,39 @@ class Pruner(ABC):
                 zeros_mask_dict[param_name].mask = mask
 
 
+class DataDrivenPruner(Pruner):
+    """A pruner that ranks by what it has seen of training.
+
+    Its policy attaches it for each active epoch, and asks it for masks at the beginning of the epoch if it
+    has seen mini-batches by then, else after its first few. With new masks it begins to collect anew.
+    What was collected is part of `state_dict`.
+
+    Attributes:
+        seen: mini-batches of training seen since the last `reset`.
+    """
+
+    seen: int = 0
+
+    @abstractmethod
+    def attach(self, model: nn.Module) -> None:
+        """Begin to collect, in training mode only; what was collected before stays."""
+
+    @abstractmethod
+    def detach(self) -> None:
+        """End collecting, and leave nothing on the model."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget what was collected."""
+
+    def after_backward(self, params: Mapping[str, nn.Parameter], ctx: StepContext) -> None:  # noqa: B027
+        """Take in the gradients of the selected parameters, before the optimizer's step."""
+
+    def refitted(self, params: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights to go on with under new masks, by name; {} leaves them as they are."""
+        return {}
+
+
 class _Meta:
     """Distiller's dict of where training stands, read as a StepContext."""
 

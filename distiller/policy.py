@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from distiller.errors import DistillerError
 from distiller.graph import SummaryGraph
 from distiller.interfaces import (
+    DataDrivenPruner,
     LossComponent,
     Policy,
     PolicyLoss,
@@ -43,6 +44,9 @@ __all__ = [
     "RegularizationPolicy",
     "ScheduledTrainingPolicy",
 ]
+
+FIRST_MASKS_AFTER = 10
+"""Mini-batches that a data-driven pruner sees before its first masks, where an epoch has so many."""
 
 ScheduledTrainingPolicy = Policy
 """Distiller's name of the base class."""
@@ -100,6 +104,7 @@ class PruningPolicy(Policy):
                 f"'levels' is for pruners that have levels; {type(pruner).__name__} has none"
             )
         self._batch_norms: dict[str, str] | None = None
+        self._has_ranked = False
 
     def selected(self, model: nn.Module) -> tuple[str, ...]:
         """Canonical names of the parameters that the pruner masks."""
@@ -110,19 +115,33 @@ class PruningPolicy(Policy):
         self.pruner.check({name: params[name].detach() for name in self.selected(model)})
 
     def on_epoch_begin(self, ctx: StepContext) -> None:  # noqa: D102
+        self._has_ranked = False
+        if isinstance(self.pruner, DataDrivenPruner):
+            self.pruner.attach(ctx.model)
         self._compute(ctx)
 
     def on_minibatch_begin(self, ctx: StepContext) -> None:  # noqa: D102
         frequency = self.args.mini_batch_pruning_frequency
         is_due = bool(ctx.minibatch) and frequency > 0 and ctx.global_step % frequency == 0
-        if is_due or (self.args.skip_first_minibatch and ctx.global_step == 1):
+        is_due = is_due or (self.args.skip_first_minibatch and ctx.global_step == 1)
+        if is_due or self._first_is_due(FIRST_MASKS_AFTER):
             self._compute(ctx)
 
+    def before_parameter_optimization(self, ctx: StepContext) -> None:  # noqa: D102
+        if isinstance(self.pruner, DataDrivenPruner):
+            params = dict(named_parameters(ctx.model))
+            self.pruner.after_backward({name: params[name] for name in self._select(list(params))}, ctx)
+
     def on_minibatch_end(self, ctx: StepContext) -> None:  # noqa: D102
+        is_last = ctx.minibatch == (ctx.minibatches_per_epoch or 0) - 1
+        if is_last and self._first_is_due(1):
+            self._compute(ctx)
         if self.args.discard_masks_at_minibatch_end:
             self._release(ctx)
 
     def on_epoch_end(self, ctx: StepContext, metrics: Mapping[str, float]) -> None:  # noqa: D102
+        if isinstance(self.pruner, DataDrivenPruner):
+            self.pruner.detach()
         if ctx.epoch == ctx.window.last and self.args.keep_mask:
             for name in self.selected(ctx.model):
                 ctx.masks.put(name, ctx.masks[name].slots.get(PRUNER_SLOT), rules=MaskRules())
@@ -171,18 +190,28 @@ class PruningPolicy(Policy):
         finally:
             pruner.levels = before
 
+    def _first_is_due(self, seen: int) -> bool:
+        """Whether a data-driven pruner without masks in this epoch has seen so many mini-batches."""
+        return isinstance(self.pruner, DataDrivenPruner) and not self._has_ranked and self.pruner.seen >= seen
+
     def _compute(self, ctx: StepContext) -> None:
+        if isinstance(self.pruner, DataDrivenPruner) and self.pruner.seen == 0:
+            return
         params = dict(named_parameters(ctx.model))
         selected = {name: params[name].detach() for name in self._select(list(params))}
-        if self.args.fold_batchnorm:
-            selected = self._folded(selected, ctx.model)
+        ranked = self._folded(dict(selected), ctx.model) if self.args.fold_batchnorm else selected
         rules = MaskRules(
             self.args.mask_on_forward_only, self.args.use_double_copies, self.args.mask_gradients
         )
         with self._own_levels():
-            masks = self.pruner.compute_masks(selected, ctx)
+            masks = self.pruner.compute_masks(ranked, ctx)
         for name, mask in masks.items():
             ctx.masks.put(name, mask, rules=rules)
+        self._has_ranked = True
+        if isinstance(self.pruner, DataDrivenPruner):
+            for name, weight in self.pruner.refitted(selected, masks).items():
+                params[name].data.copy_(weight)
+            self.pruner.reset()
 
     def _folded(self, params: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         if self._batch_norms is None:

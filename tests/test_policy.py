@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from distiller.errors import DistillerError
-from distiller.interfaces import EpochWindow, StepContext
+from distiller.interfaces import DataDrivenPruner, EpochWindow, StepContext
 from distiller.masks import MaskStore
 from distiller.names import resolve_all
 from distiller.policy import LRPolicy, PruningArgs, PruningPolicy, QuantizationPolicy, RegularizationPolicy
 from distiller.pruning import SparsityLevelParameterPruner
 from distiller.scheduler import CompressionScheduler
-from tests.doubles import HalfPruner, train
+from tests.doubles import HalfPruner, every_other, train
 
 
 class Ridge:
@@ -187,3 +187,58 @@ def test_arguments_that_make_no_sense_are_refused(arguments, text):
     with pytest.raises(DistillerError) as caught:
         PruningArgs(**arguments)
     assert str(caught.value) == text
+
+
+class Watcher(DataDrivenPruner):
+    """Masks every other element once it has seen something; doubles what stays."""
+
+    def __init__(self, *weights: str) -> None:
+        self.name, self.weights = "watcher", weights
+        self.diary: list[tuple[str, Any]] = []
+
+    def select(self, param_names):
+        return resolve_all(self.weights, param_names)
+
+    def attach(self, model):
+        self.diary.append(("attach", self.seen))
+
+    def detach(self):
+        self.diary.append(("detach", self.seen))
+
+    def reset(self):
+        self.seen = 0
+
+    def after_backward(self, params, ctx):
+        assert all(param.grad is not None for param in params.values())
+        self.seen += 1
+
+    def compute_masks(self, params, ctx):
+        self.diary.append(("masks", ctx.minibatch))
+        return {name: every_other(param) for name, param in params.items()}
+
+    def refitted(self, params, masks):
+        return {name: 2 * params[name] * mask for name, mask in masks.items()}
+
+
+@pytest.mark.parametrize(
+    ("batches", "diary"),
+    [
+        # few mini-batches: the first masks come after the last of them, the next at the epoch's beginning
+        (3, ["attach 0", "masks 2", "detach 0", "attach 0", "masks 2", "detach 0"]),
+        (12, ["attach 0", "masks 10", "detach 2", "attach 2", "masks None", "detach 12"]),
+    ],
+)
+def test_a_data_driven_pruner_is_asked_when_it_has_seen_data(tiny_cnn, batches, diary):
+    scheduler, pruner = CompressionScheduler(tiny_cnn), Watcher("conv2.weight")
+    scheduler.add_policy(PruningPolicy(pruner), epochs=[0, 2])
+    assert train(tiny_cnn, scheduler, range(4), batches=batches) == [0.5] * 4
+    assert [f"{word} {number}" for word, number in pruner.diary] == diary
+
+
+def test_weights_are_refitted_with_new_masks(tiny_cnn):
+    scheduler, pruner = CompressionScheduler(tiny_cnn), Watcher("conv2.weight")
+    scheduler.add_policy(PruningPolicy(pruner), epochs=[0])
+    before = tiny_cnn.conv2.weight.detach().clone()
+    pruner.seen = 1
+    scheduler.on_epoch_begin(0)
+    assert torch.equal(tiny_cnn.conv2.weight, 2 * before * every_other(before))

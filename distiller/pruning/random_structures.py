@@ -136,7 +136,7 @@ class _RandomFilterPruner(StructurePruner):
     def draw(count: int, fraction: float) -> Tensor:
         """The value of the mask for each of `count` filters; each class names the function it draws by."""
 
-    def _stay(self, param: Tensor, fraction: float) -> Tensor:
+    def _stay(self, param_name: str, param: Tensor, fraction: float) -> Tensor:
         refuse_nan(param)
         return self.draw(count_structures(param, self.group_type), fraction)
 

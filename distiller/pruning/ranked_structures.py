@@ -162,7 +162,7 @@ class RankedStructurePruner(StructurePruner):
     def _check_count(self, count: int) -> None:
         check_group_size(self._ranking["group_size"], count, self.group_type)
 
-    def _stay(self, param: Tensor, fraction: float) -> Tensor:
+    def _stay(self, param_name: str, param: Tensor, fraction: float) -> Tensor:
         return ranked_structures(param, self.group_type, fraction, self.norm, **self._ranking)
 
 

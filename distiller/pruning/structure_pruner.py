@@ -89,7 +89,7 @@ class StructurePruner(SparsityTargetPruner):
             )
 
     @abstractmethod
-    def _stay(self, param: Tensor, fraction: float) -> Tensor:
+    def _stay(self, param_name: str, param: Tensor, fraction: float) -> Tensor:
         """The value of the mask for each structure of `param`: 0 or False prunes it. Refuses NaN."""
 
     def _masks(self, params: Mapping[str, Tensor], ctx: StepContext) -> dict[str, Tensor]:
@@ -98,14 +98,14 @@ class StructurePruner(SparsityTargetPruner):
         masks: dict[str, Tensor] = {}
         for param_name, param in params.items():
             with naming(self.name, param_name):
-                stay = self._stay(param, self.sparsity.at(ctx))
+                stay = self._stay(param_name, param, self.sparsity.at(ctx))
                 masks[param_name] = expand_structures(stay, param, self.group_type, self.block_shape)
         return masks
 
     def _masks_of_leader(self, params: Mapping[str, Tensor], ctx: StepContext) -> dict[str, Tensor]:
         leader_name, leader = self._leader(params, ctx)
         with naming(self.name, leader_name):
-            stay = self._stay(leader, self.sparsity.at(ctx))
+            stay = self._stay(leader_name, leader, self.sparsity.at(ctx))
         masks: dict[str, Tensor] = {}
         for param_name, param in params.items():
             with naming(self.name, param_name):
