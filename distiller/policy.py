@@ -129,7 +129,7 @@ class PruningPolicy(Policy):
 
     def before_parameter_optimization(self, ctx: StepContext) -> None:  # noqa: D102
         if isinstance(self.pruner, DataDrivenPruner):
-            params = dict(named_parameters(ctx.model))
+            params = ctx.masks.params
             self.pruner.after_backward({name: params[name] for name in self._select(list(params))}, ctx)
 
     def on_minibatch_end(self, ctx: StepContext) -> None:  # noqa: D102
@@ -197,7 +197,7 @@ class PruningPolicy(Policy):
     def _compute(self, ctx: StepContext) -> None:
         if isinstance(self.pruner, DataDrivenPruner) and self.pruner.seen == 0:
             return
-        params = dict(named_parameters(ctx.model))
+        params = ctx.masks.params
         selected = {name: params[name].detach() for name in self._select(list(params))}
         ranked = self._folded(dict(selected), ctx.model) if self.args.fold_batchnorm else selected
         rules = MaskRules(
@@ -256,11 +256,9 @@ class RegularizationPolicy(Policy):
         return PolicyLoss(loss + penalty, (component,))
 
     def on_minibatch_end(self, ctx: StepContext) -> None:  # noqa: D102
-        masks = self.regularizer.threshold_masks(
-            {name: param.detach() for name, param in self._params(ctx).items()}
-        )
-        is_last = ctx.epoch == ctx.window.last and ctx.minibatch == (ctx.minibatches_per_epoch or 0) - 1
         params = self._params(ctx)
+        masks = self.regularizer.threshold_masks({name: param.detach() for name, param in params.items()})
+        is_last = ctx.epoch == ctx.window.last and ctx.minibatch == (ctx.minibatches_per_epoch or 0) - 1
         for name, mask in masks.items():
             params[name].data.mul_(mask)
             if is_last and self.args.keep_mask:
@@ -270,7 +268,7 @@ class RegularizationPolicy(Policy):
         return f"{type(self.regularizer).__name__}: {', '.join(self._params(ctx))}"
 
     def _params(self, ctx: StepContext) -> dict[str, nn.Parameter]:
-        params = dict(named_parameters(ctx.model))
+        params = ctx.masks.params
         return {name: params[name] for name in self.regularizer.select(list(params))}
 
 
