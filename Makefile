@@ -11,7 +11,7 @@ RUN = $(PY) compress_classifier.py
 DEMO = logs/demo
 READY = $(VENV)/.ready-$(shell cat requirements.txt requirements-dev.txt | cksum | cut -d' ' -f1)
 
-.PHONY: setup demo results test test-slow check format readme bench clean
+.PHONY: setup demo results test test-slow check format readme reference bench clean
 
 setup: $(READY)
 
@@ -55,6 +55,10 @@ check: setup
 
 readme: setup
 	$(PY) docs/update_readme.py
+
+reference: setup
+	$(PY) -m docs.update_reference
+	$(PY) -m distiller.schedule_schema -o schedules/schedule.schema.json
 
 format: setup
 	$(PY) -m ruff check --fix .

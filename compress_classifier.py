@@ -8,6 +8,8 @@ The flags are at the top; below them `run` picks the job. The jobs themselves ar
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import io
 import logging
 import os
@@ -50,23 +52,20 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _add_data_flags(group: Any) -> None:
-    group.add_argument(
-        "data",
-        metavar="DATASET_DIR",
-        nargs="?",
-        type=_path,
-        help="folder of the data set; not needed by digits",
-    )
-    group.add_argument(
-        "--dataset",
+    group.add_argument("data", metavar="DATASET_DIR", nargs="?", type=_path,
+        help="folder of the data set; not needed by digits, synthetic, and fashion-mnist where its Debian "
+        "package is installed; a function of your own is called with it, or with None")  # fmt: skip
+    group.add_argument("--dataset", type=_not_empty,
         help="digits, mnist, fashion-mnist, cifar10, cifar100, imagenet, image-folder, synthetic, or "
-        "package.module:function (default: from the architecture's name)",
-    )
-    group.add_argument("--download", action="store_true", help="download the data set when it is not there")
+        "package.module:function (default: from the architecture's name)")  # fmt: skip
     group.add_argument(
-        "-j", "--workers", type=_at_least(0), default=4, help="loader processes for image folders"
+        "--download", action="store_true", help="get mnist, fashion-mnist or cifar if DATASET_DIR lacks it"
     )
-    group.add_argument("-b", "--batch-size", type=_at_least(1), default=256, help="(default: %(default)s)")
+    group.add_argument("-j", "--workers", type=_at_least(0), default=4, metavar="N",
+        help="processes that read image files or a Dataset of your own (default: %(default)s)")  # fmt: skip
+    group.add_argument(
+        "-b", "--batch-size", "--batch", type=_at_least(1), default=256, help="(default: %(default)s)"
+    )
     group.add_argument(
         "--validation-split", "--valid-size", "--vs", type=_fraction(0, below=1), default=0.1, metavar="P",
         help="share of the training set to validate on; 0: the test set is used (default: %(default)s)",
@@ -79,23 +78,18 @@ def _add_data_flags(group: Any) -> None:
 
 
 def _add_model_flags(group: Any) -> None:
-    group.add_argument(
-        "-a",
-        "--arch",
-        type=_arch,
-        default="resnet18",
-        help="name, or package.module:function (default: %(default)s)",
-    )
+    group.add_argument("-a", "--arch", type=_arch, default="resnet18",
+        help="name, or package.module:function (default: %(default)s)")  # fmt: skip
     group.add_argument("--pretrained", action="store_true", help="torchvision's weights")
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: cuda where there is one, else cpu)")
     group.add_argument("--cpu", action="store_true", help="same as --device cpu; overrides --gpus")
-    group.add_argument("--gpus", metavar="IDS", help="comma-separated; several: DataParallel (default: all)")
-    group.add_argument("--load-serialized", action="store_true", help="no DataParallel over several GPUs")
     group.add_argument(
-        "--seed",
-        type=_at_least(0),
-        help="(default: drawn and printed; 0 with --deterministic, and for jobs that do not train)",
+        "--gpus", "--gpu", metavar="IDS", help="comma-separated; several: DataParallel (default: all)"
     )
+    group.add_argument("--load-serialized", action="store_true", help="no DataParallel over several GPUs")
+    group.add_argument("--seed", type=_at_least(0),
+        help="(default: drawn and printed; with --resume-from that of its run; 0 with --deterministic, "
+        "and for jobs that do not train)")  # fmt: skip
     group.add_argument(
         "--deterministic", "--det", action="store_true", help="seed 0 unless given; deterministic kernels"
     )
@@ -103,67 +97,40 @@ def _add_model_flags(group: Any) -> None:
 
 def _add_training_flags(group: Any) -> None:
     group.add_argument(
-        "--epochs",
-        type=_at_least(1),
-        default=90,
-        help="the epoch at which to end, counted from 0 (default: %(default)s)",
-    )
-    group.add_argument(
-        "--compress",
-        nargs="?",
-        const=False,
-        type=_path,
-        metavar="FILE",
-        help="train under this YAML schedule",
-    )
+        "--epochs", type=_at_least(1), default=90,
+        help="how many there are in all, those before --resume-from included (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument("--compress", nargs="?", const=False, type=_path, metavar="FILE",
+        help="train under this YAML schedule")  # fmt: skip
     group.add_argument(
         "--dry-run", action="store_true",
         help="resolve the schedule against the model, print what each policy touches in which epochs, exit",
     )  # fmt: skip
-    group.add_argument(
-        "--plugin",
-        action="append",
-        default=[],
-        metavar="PACKAGE",
-        help="package that a schedule's class may be in",
-    )
+    group.add_argument("--plugin", action="append", default=[], metavar="PACKAGE",
+        help="package that a schedule's class may be in; may be repeated")  # fmt: skip
     group.add_argument(
         "--optimizer", choices=("sgd", "adam", "adamw"), default="sgd", help="(default: %(default)s)"
     )
     group.add_argument(
-        "--lr",
-        "--learning-rate",
-        type=_fraction(above=0, up_to=None),
-        default=0.1,
-        metavar="LR",
+        "--lr", "--learning-rate", type=_fraction(above=0, up_to=None), default=0.1, metavar="LR",
         help="(default: %(default)s)",
-    )
+    )  # fmt: skip
     group.add_argument(
         "--momentum", type=_fraction(0, up_to=None), default=0.9, help="of SGD (default: %(default)s)"
     )
-    group.add_argument(
-        "--weight-decay", "--wd", type=_fraction(0, up_to=None), default=1e-4, metavar="W",
-        help="(default: %(default)s)",
-    )  # fmt: skip
+    group.add_argument("--weight-decay", "--wd", type=_fraction(0, up_to=None), default=1e-4, metavar="W",
+        help="(default: %(default)s)")  # fmt: skip
 
 
 def _add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--resume", dest="deprecated_resume", type=_path, default=None, help=argparse.SUPPRESS)
     group.add_argument(
-        "--resume-from",
-        dest="resumed_checkpoint_path",
-        type=_path,
-        metavar="CHECKPOINT",
-        help="go on where it ended",
+        "--resume", dest="deprecated_resume", action=_Resume, type=_path, help=argparse.SUPPRESS
     )
-    group.add_argument(
-        "--exp-load-weights-from",
-        dest="load_model_path",
-        type=_path,
-        metavar="CHECKPOINT",
-        help="take weights only",
-    )
+    group.add_argument("--resume-from", dest="resumed_checkpoint_path", type=_path, metavar="CHECKPOINT",
+        help="go on where it ended")  # fmt: skip
+    group.add_argument("--exp-load-weights-from", dest="load_model_path", type=_path, metavar="CHECKPOINT",
+        help="take weights only")  # fmt: skip
     parser.add_argument(
         "--reset-optimizer", action="store_true", help="with --resume-from: a new optimizer, and epoch 0"
     )
@@ -172,13 +139,12 @@ def _add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
 def _add_job_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("jobs other than training")
     group.add_argument("-e", "--evaluate", action="store_true", help="test and exit")
+    group.add_argument("--summary", action=_Summary, metavar="WHAT",
+        help="sparsity, compute, model or modules: print and exit; may be repeated")  # fmt: skip
     group.add_argument(
-        "--summary", action=_Summary, metavar="WHAT",
-        help="sparsity, compute, model or modules: print and exit; may be repeated",
+        "--sense", dest="sensitivity", type=str.lower, choices=("element", "filter", "channel"),
+        help="test at growing sparsity of one weight after the other, and exit",
     )  # fmt: skip
-    group.add_argument(
-        "--sense", dest="sensitivity", type=str.lower, choices=("element", "filter", "channel")
-    )
     group.add_argument(
         "--sense-range", nargs=3, type=float, default=[0.0, 0.95, 0.05], metavar=("A", "B", "STEP"),
         help="sparsities of the sweep, both ends included (default: 0 0.95 0.05)",
@@ -193,50 +159,53 @@ def _add_output_flags(group: Any) -> None:
     group.add_argument(
         "-o", "--out-dir", dest="output_dir", type=_path, default="logs", help="(default: %(default)s)"
     )
-    group.add_argument("-p", "--print-freq", type=_at_least(1), default=10, help="mini-batches between lines")
-    group.add_argument("-v", "--verbose", action="store_true")
-    group.add_argument(
-        "--confusion", dest="display_confusion", action="store_true", help="print a confusion matrix"
-    )
-    group.add_argument("--num-best-scores", type=_at_least(1), default=1, help="best epochs to print")
+    group.add_argument("-p", "--print-freq", type=_at_least(1), default=10, metavar="N",
+        help="mini-batches between lines (default: %(default)s)")  # fmt: skip
+    group.add_argument("-v", "--verbose", action="store_true", help="print what else goes into the log file")
+    group.add_argument("--confusion", dest="display_confusion", action="store_true",
+        help="print the confusion matrix of each validation and test")  # fmt: skip
+    group.add_argument("--num-best-scores", type=_at_least(1), default=1, metavar="N",
+        help="best epochs to print (default: %(default)s)")  # fmt: skip
 
 
 def _add_quantization_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("post-training quantization (with --evaluate)")
-    modes = ("sym", "sym_restr", "asym_s", "asym_u")
+    modes, clips = ("sym", "sym_restr", "asym_s", "asym_u"), ("none", "avg", "n_std", "gauss", "laplace")
+    bits = {"type": _at_least(0), "default": 8, "metavar": "BITS"}
     group.add_argument("--quantize-eval", "--qe", action="store_true", help="quantize, then evaluate")
-    group.add_argument("--qe-mode", "--qem", type=str.lower, choices=modes, default="sym")
-    group.add_argument("--qe-mode-acts", "--qema", type=str.lower, choices=modes)
-    group.add_argument("--qe-mode-wts", "--qemw", type=str.lower, choices=modes)
+    group.add_argument("--qe-mode", "--qem", type=str.lower, choices=modes, default="sym",
+        help="of activations and weights (default: %(default)s)")  # fmt: skip
     group.add_argument(
-        "--qe-bits-acts", "--qeba", type=_at_least(0), default=8, metavar="BITS", help="0: not quantized"
+        "--qe-mode-acts", "--qema", type=str.lower, choices=modes, help="of activations (default: --qe-mode)"
     )
     group.add_argument(
-        "--qe-bits-wts", "--qebw", type=_at_least(0), default=8, metavar="BITS", help="0: not quantized"
+        "--qe-mode-wts", "--qemw", type=str.lower, choices=modes, help="of weights (default: --qe-mode)"
     )
-    group.add_argument("--qe-bits-accum", type=_at_least(1), default=32, metavar="BITS")
-    group.add_argument(
-        "--qe-clip-acts",
-        "--qeca",
-        type=str.lower,
-        choices=("none", "avg", "n_std", "gauss", "laplace"),
-        default="none",
-    )
+    group.add_argument("--qe-bits-acts", "--qeba", **bits, help="0: not quantized (default: %(default)s)")
+    group.add_argument("--qe-bits-wts", "--qebw", **bits, help="0: not quantized (default: %(default)s)")
+    group.add_argument("--qe-bits-accum", type=_at_least(1), default=32, metavar="BITS",
+        help="of accumulators and biases (default: %(default)s)")  # fmt: skip
+    group.add_argument("--qe-clip-acts", "--qeca", type=str.lower, choices=clips, default="none",
+        help="how ranges of activations are clipped (default: %(default)s)")  # fmt: skip
     group.add_argument("--qe-clip-n-stds", type=float, metavar="N", help="with --qe-clip-acts n_std")
-    group.add_argument("--qe-no-clip-layers", "--qencl", nargs="+", default=[], metavar="LAYER")
-    group.add_argument("--qe-no-quant-layers", "--qenql", nargs="+", default=[], metavar="LAYER")
+    group.add_argument("--qe-no-clip-layers", "--qencl", nargs="+", default=[], metavar="LAYER",
+        help="not clipped; end the list with another flag")  # fmt: skip
+    group.add_argument("--qe-no-quant-layers", "--qenql", nargs="+", default=[], metavar="LAYER",
+        help="not quantized; likewise")  # fmt: skip
     group.add_argument("--qe-per-channel", "--qepc", action="store_true", help="weights per output channel")
-    group.add_argument("--qe-scale-approx-bits", "--qesab", type=_at_least(1), metavar="BITS")
+    group.add_argument("--qe-scale-approx-bits", "--qesab", type=_at_least(1), metavar="BITS",
+        help="rescale by an integer of so many bits and a shift")  # fmt: skip
     group.add_argument(
         "--qe-save-fp-weights", action="store_true", help="keep the float weights beside the quantized"
     )
     sources = group.add_mutually_exclusive_group()
-    sources.add_argument("--qe-stats-file", type=_path, metavar="YAML")
-    sources.add_argument("--qe-dynamic", action="store_true", help="ranges from each batch, no statistics")
     sources.add_argument(
-        "--qe-calibration", type=_fraction(above=0), metavar="P",
-        help="collect statistics on this share of the training set; alone: and exit",
-    )  # fmt: skip
+        "--qe-stats-file", type=_path, metavar="YAML", help="ranges from statistics collected before"
+    )
+    sources.add_argument("--qe-dynamic", action="store_true", help="ranges from each batch, no statistics")
+    sources.add_argument("--qe-calibration", type=_fraction(above=0), metavar="P",
+        help="collect statistics on this share of the training set; without --evaluate --quantize-eval: "
+        "and exit (default source of ranges: 0.05)")  # fmt: skip
     sources.add_argument(
         "--qe-config-file", type=_path, metavar="YAML", help="every other --qe-* flag is ignored"
     )
@@ -296,8 +265,22 @@ class _Summary(argparse.Action):
         setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), what])
 
 
+class _Resume(argparse.Action):
+    """Distiller's --resume: --resume-from with --reset-optimizer."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values)
+        namespace.resumed_checkpoint_path, namespace.reset_optimizer = values, True
+
+
+def _not_empty(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
 def _path(text: str) -> str:
-    return str(Path(text).expanduser())
+    return str(Path(_not_empty(text)).expanduser())
 
 
 def _arch(text: str) -> str:
@@ -347,60 +330,54 @@ def _fraction(
     return number
 
 
-def check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse flags that contradict each other or would have no effect."""
-    if args.deprecated_resume:
-        args.resumed_checkpoint_path, args.reset_optimizer = args.deprecated_resume, True
-    if args.reset_optimizer and not args.resumed_checkpoint_path:
-        parser.error("--reset-optimizer: goes with --resume-from")
-    if args.quantize_eval and not args.evaluate:
-        parser.error("--quantize-eval: only with --evaluate")
-    for flag in ("qe_stats_file", "qe_dynamic", "qe_config_file"):
-        if getattr(args, flag) and not args.quantize_eval:
-            parser.error(f"--{flag.replace('_', '-')}: only with --evaluate --quantize-eval")
-    if args.qe_clip_acts == "n_std" and args.qe_clip_n_stds is None:
-        parser.error("--qe-clip-acts n_std: needs --qe-clip-n-stds N")
-    if args.compress is False:
-        parser.error("--compress: needs a FILE")
-    if args.dry_run and not args.compress:
-        parser.error("--dry-run: needs a schedule, given with --compress")
-    if args.sense_resume and not args.sensitivity:
-        parser.error("--sense-resume: goes with --sense")
-    if args.pretrained and (args.resumed_checkpoint_path or args.load_model_path):
-        parser.error("--pretrained: not together with --resume-from or --exp-load-weights-from")
-    if args.device and (args.cpu or args.gpus):
-        parser.error("--device: not together with --cpu or --gpus")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, do the job, and turn the user's mistakes into one message."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    check_usage(parser, args)
+    if sys.stdout is None or sys.stderr is None:
+        print(f"{parser.prog}: standard output and error are needed; instead of closing one, send it to "
+              f"{os.devnull}", file=sys.stderr)  # fmt: skip
+        return 2
     if "" not in sys.path:
         sys.path.append("")  # the user's own package.module:function may be in the current folder
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return run_or_explain(args)
-    except KeyboardInterrupt:
-        print("interrupted; go on with --resume-from the run's last checkpoint", file=sys.stderr)
+        return run_or_explain(args, parser.parse_args([]))
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted{interrupt}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # who read the output (as in `| head`) has gone: so do we
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 141
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "distiller":
+            raise
+        print(f"{parser.prog}: {sys.executable} lacks a package: {error}; install requirements.txt for it, "
+              "or run .venv/bin/python, which `make setup` makes", file=sys.stderr)  # fmt: skip
+        return 2
 
 
-def run_or_explain(args: argparse.Namespace) -> int:
+def run_or_explain(args: argparse.Namespace, defaults: argparse.Namespace) -> int:
     """Do the job; returns the exit status."""
+    from distiller.apputils.usage import check_usage
     from distiller.errors import DistillerError
 
     try:
+        check_usage(args, defaults)
         run(args)
         sys.stdout.flush()
     except DistillerError as error:
-        LOG.debug("stopped by %s: %s", type(error).__name__, error)
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # a full disk, say, that it is about
+            LOG.debug("stopped by %s: %s", type(error).__name__, error)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        where = error.filename or "standard output, or a file"
+        print(f"{where}: cannot be written, {error.strerror}; make room first", file=sys.stderr)
+        _drop_output()
         return 2
     return 0
 
@@ -426,17 +403,38 @@ def run(args: argparse.Namespace) -> None:
 
     try:
         jobs.run_job(args, open_run)
+    except KeyboardInterrupt as interrupt:
+        flag = jobs.how_to_go_on(args, opened[0].require_folder() if opened else None)
+        raise KeyboardInterrupt(f"; go on with {flag}" if flag else "") from interrupt
     finally:
         for run_of_this in opened:
             for logger in run_of_this.loggers:
                 logger.close()
 
 
+def _drop_output() -> None:
+    """What is still to be printed goes nowhere, so that the interpreter does not fail on it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _raise_if_unwritable(handler: logging.StreamHandler, name: str) -> None:
+    """To be called while a log record could not be written: nothing is lost unnoticed, the run ends."""
+    error = sys.exc_info()[1]
+    if isinstance(error, OSError):
+        handler.setLevel(logging.CRITICAL + 1)  # tell it once
+        error.filename = name
+        raise error
+
+
 class _Console(logging.StreamHandler):
     def handleError(self, record: logging.LogRecord) -> None:
-        """A closed pipe ends the run; what cannot be shown otherwise is told as ever."""
-        if isinstance(sys.exc_info()[1], BrokenPipeError):
-            raise
+        _raise_if_unwritable(self, "standard output")
+        super().handleError(record)
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        _raise_if_unwritable(self, self.baseFilename)
         super().handleError(record)
 
 
@@ -463,7 +461,7 @@ def make_run(args: argparse.Namespace, early: MemoryHandler) -> Run:
 
     configs = [file for file in (args.compress, args.qe_stats_file, args.qe_config_file) if file]
     folder = create_run_folder(args.output_dir, args.name, configs)
-    file = logging.FileHandler(folder.log_file, encoding="utf-8", errors="backslashreplace")
+    file = _LogFile(folder.log_file, encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s - %(message)s"))
     for name in ("distiller", "py.warnings"):
         logging.getLogger(name).handlers[1] = file

@@ -5,19 +5,20 @@ Knows nothing about what is in them; what the operating system refuses stays an 
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
+import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 
-@contextmanager
+@contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file to write into; it becomes `path` when the block ends without an error.
 
-    The bytes go to `<name>.<process id>.part` in the same folder, are synced to disk, and
+    The bytes go to `<name>.<host>.<process id>.part` in the same folder, are synced to disk, and
     the file is renamed; what was at `path` before stays whole until that moment. Parts that
     killed processes left behind are removed first.
 
@@ -25,10 +26,8 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         OSError: the folder is missing or cannot be written.
     """
     path = Path(path)
-    for stale in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
-        if not _is_running(stale.name.split(".")[-2]):
-            stale.unlink(missing_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    remove_stale_parts(path.parent, path.name)
+    part = path.with_name(f"{path.name}.{_host()}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
             yield file
@@ -50,14 +49,34 @@ def write_whole(path: str | Path, data: bytes | str) -> None:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
-def _is_running(process_id: str) -> bool:
-    if not process_id.isdecimal():
-        return True  # not one of ours: leave it alone
+def remove_stale_parts(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes of this machine left of files that they were writing.
+
+    The parts of processes that run, or that ran on other machines, are left alone, and so are
+    those that may not be removed.
+
+    Args:
+        folder: where the files are.
+        name: of the only file to look for; None: of any.
+    """
+    pattern = f"{'*' if name is None else glob.escape(name)}.{glob.escape(_host())}.*.part"
+    for part in folder.glob(pattern):
+        process_id = part.name.split(".")[-2]
+        if process_id.isdecimal() and not _is_running(int(process_id)):
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+
+def _host() -> str:
+    return platform.node().partition(".")[0]
+
+
+def _is_running(process_id: int) -> bool:
     try:
-        os.kill(int(process_id), 0)
+        os.kill(process_id, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except (OSError, OverflowError):  # it is another user's, or no process
         return True
     return True
 

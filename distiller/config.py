@@ -9,8 +9,10 @@ Knows nothing about the training loop; classes come from the registries alone.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ import distiller.pruning
 import distiller.quantization
 import distiller.regularization  # noqa: F401 - importing a package fills its registry
 from distiller.errors import DistillerError, Fault, ScheduleError, UnknownNameError, did_you_mean
-from distiller.interfaces import Policy
+from distiller.interfaces import EpochWindow, Policy
+from distiller.learning_rate import check_arguments, copy_groups, put_back_groups, rehearse
+from distiller.names import is_pattern
 from distiller.policy import (
     LRPolicy,
     PruningArgs,
@@ -31,11 +35,13 @@ from distiller.policy import (
     RegularizationArgs,
     RegularizationPolicy,
 )
+from distiller.pruning.settings import ParameterError, is_listed
+from distiller.quantization import PostTrainLinearQuantizer
 from distiller.registry import EXTENSIONS, LR_SCHEDULERS, PRUNERS, QUANTIZERS, REGULARIZERS, Registry
 from distiller.schedule_shape import CYCLIC, SECTION_OF, WINDOW_KEYS, policy_faults, shape_faults
-from distiller.schedule_yaml import Document, Path_, read_document
+from distiller.schedule_yaml import Document, Path_, plain, read_document
 from distiller.scheduler import CompressionScheduler, make_window
-from distiller.signatures import check_settings, injected
+from distiller.signatures import check_settings, injected, takes
 
 _LOG = logging.getLogger(__name__)
 
@@ -126,6 +132,7 @@ def document_config(
     used = reader.add_policies(result)
     if faults or reader.faults:
         del result.policies[already:]
+        reader.restore_optimizer()
         raise ScheduleError(document.file, [*faults, *reader.faults])
     reader.begin_learning_rates(result)
     for path in reader.components.keys() - used:
@@ -186,7 +193,8 @@ class _Reader:
         self._supplied: dict[str, Any] = {"model": model, "optimizer": optimizer, "last_epoch": -1}
         self._plugins = plugins
         self._broken: set[Path_] = set()
-        self._base_rates = _group_settings(optimizer)
+        self._makers: dict[Path_, partial[Any]] = {}
+        self._groups = copy_groups(optimizer)
         self._first_rates: dict[Path_, list[dict[str, Any]]] = {}
 
     def components_of(self, kind: Kind) -> dict[str, dict[str, Any]]:
@@ -217,7 +225,10 @@ class _Reader:
         except UnknownNameError as error:
             self._fault((*path, "class"), str(error))
         else:
-            for inner, text in check_settings(factory, settings):
+            faults = check_settings(factory, settings)
+            if kind is _LR_KIND:
+                faults += check_arguments(factory, settings)
+            for inner, text in faults:
                 self._fault((*path, *inner), text)
             if len(self.faults) == before:
                 self._instantiate(path, factory, settings)
@@ -234,7 +245,11 @@ class _Reader:
                     if isinstance(entry.policy, LRPolicy) and entry.window.start == 0}  # fmt: skip
         for path, settings in self._first_rates.items():
             if id(self.components[path]) in starting:
-                _set_group_settings(self._supplied["optimizer"], settings)
+                put_back_groups(self._supplied["optimizer"], settings, rates_only=True)
+
+    def restore_optimizer(self) -> None:
+        """Undo what LR schedulers left in the optimizer's groups."""
+        put_back_groups(self._supplied["optimizer"], self._groups)
 
     def add_policies(self, scheduler: CompressionScheduler) -> set[Path_]:
         """Add every policy whose component stands; returns the paths of the components used."""
@@ -246,16 +261,24 @@ class _Reader:
                 continue
             kind = next(kind for kind in KINDS if kind.word in policy)
             spec = policy[kind.word]
-            target: Path_ = (kind.section, str(spec["instance_name"]))
+            name = str(spec["instance_name"])
+            known = {
+                str(path[1]): path for path in (*self.components, *self._broken) if path[0] == kind.section
+            }
+            if name not in known:
+                text = f"no {kind.word} '{name}' in '{kind.section}'{did_you_mean(name, known)}"
+                self._fault((*path, kind.word, "instance_name"), text)
+                continue
+            target = known[name]
             used.add(target)
             if target in self._broken:
                 continue
-            if target not in self.components:
-                names = [str(name) for section, name in self.components if section == kind.section]
+            if isinstance(self.components[target], PostTrainLinearQuantizer):
                 text = (
-                    f"no {kind.word} '{target[1]}' in '{kind.section}'{did_you_mean(str(target[1]), names)}"
+                    f"{type(self.components[target]).__name__} is for quantization after training; "
+                    "give its file to --qe-config-file, with --evaluate --quantize-eval"
                 )
-                self._fault((*path, kind.word, "instance_name"), text)
+                self._fault((*path, kind.word), text)
                 continue
             self._add_policy(scheduler, kind, path, target, spec.get("args") or {}, policy)
         return used
@@ -263,18 +286,22 @@ class _Reader:
     def _instantiate(self, path: Path_, factory: Callable[..., Any], settings: dict[str, Any]) -> None:
         for name in injected(factory):
             if name == "name":
-                settings[name] = path[1]
+                settings[name] = str(path[1])
             elif self._supplied[name] is not None:
                 settings[name] = self._supplied[name]
+        sets_rates = path[0] == _LR_KIND.section
         try:
             self.components[path] = factory(**settings)
-            if path[0] == "lr_schedulers":
-                self._first_rates[path] = _group_settings(self._supplied["optimizer"])
-                _set_group_settings(self._supplied["optimizer"], self._base_rates)
+            self._makers[path] = partial(factory, **settings)
+            if sets_rates:
+                self._first_rates[path] = copy_groups(self._supplied["optimizer"])
         except UnknownNameError as error:
             self._unknown_names(path, error)
         except (ValueError, TypeError, ArithmeticError) as error:
-            self._fault(path, str(error))
+            self._fault(self.document.find_mentioned(path, str(error)), str(error))
+        finally:
+            if sets_rates:
+                put_back_groups(self._supplied["optimizer"], self._groups, rates_only=True)
 
     def _add_policy(
         self,
@@ -285,35 +312,67 @@ class _Reader:
         args: dict[str, Any],
         policy: dict[str, Any],
     ) -> None:
-        args_path = (*path, kind.word, "args")
+        window = {key: policy[key] for key in WINDOW_KEYS if policy.get(key) is not None}
+        epochs = self._window(path, window)
+        if epochs is not None and kind is _LR_KIND:
+            self._rehearse(target, epochs)
+        made = self._make_policy(kind, (*path, kind.word, "args"), target, args)
+        if made is None or epochs is None:
+            return
+        settings = {**self.document.data[target[0]][target[1]], **({"args": args} if args else {})}
+        try:
+            scheduler.add_policy(made, **window, name=f"{kind.word} {target[1]}", settings=plain(settings))
+        except DistillerError as error:
+            self._fault(path, str(error))
+
+    def _window(self, path: Path_, window: dict[str, Any]) -> EpochWindow | None:
+        try:
+            return make_window(**window)
+        except DistillerError as error:
+            first = re.match(r"'(\w+)'", str(error))  # what is wrong with one key begins with it
+            self._fault((*path, first[1]) if first else path, str(error))
+            return None
+
+    def _rehearse(self, target: Path_, epochs: EpochWindow) -> None:
+        try:
+            rehearse(self._makers[target], self._groups, self._supplied["optimizer"], epochs)
+        except DistillerError as error:
+            self._fault(self.document.find_mentioned(target, str(error)), str(error))
+
+    def _make_policy(
+        self, kind: Kind, args_path: Path_, target: Path_, args: dict[str, Any]
+    ) -> Policy | None:
+        """A policy that the model has room for, or None and faults."""
         faults = check_settings(kind.args, args) if kind.args else [((key,), "unknown") for key in args]
+        factory = self._makers[target].func
+        own = {key: args[key] for key in takes(factory) if args.get(key) is not None}
+        # What stands in for a setting of the component must be of its kind; what is missing here, it has.
+        faults += [(inner, text) for inner, text in check_settings(factory, own) if inner[0] in own]
         for inner, text in faults:
             self._fault((*args_path, *inner), text)
         if faults:
-            return
-        window = {key: policy[key] for key in WINDOW_KEYS if policy.get(key) is not None}
+            return None
         component = self.components[target]
+        roots = (args_path, target) if args else (target,)
         try:
             made = kind.make_policy(component, args) if kind.args else kind.make_policy(component)
-        except (ValueError, TypeError) as error:
-            self._fault(args_path, str(error))
-            return
-        is_sound = True
-        try:
             made.check(self._supplied["model"])
-        except DistillerError as error:
-            is_sound = False
-            if isinstance(error, UnknownNameError):
-                self._unknown_names(target, error, args_path if args else None)
-            else:
-                self._fault(args_path, str(error))
-        try:
-            make_window(**window)
-            if is_sound:
-                settings = {**self.document.data[kind.section][target[1]], **({"args": args} if args else {})}
-                scheduler.add_policy(made, **window, name=f"{kind.word} {target[1]}", settings=settings)
-        except DistillerError as error:
-            self._fault(path, str(error))
+        except UnknownNameError as error:
+            self._unknown_names(target, error, args_path if args else None)
+        except ParameterError as error:
+            self._fault(self._listing(error.param_name, roots), str(error))
+        except (ValueError, TypeError) as error:
+            found = (self.document.find_mentioned(root, str(error)) for root in roots)
+            self._fault(next((path for path in found if path not in roots), target), str(error))
+        else:
+            return made
+        return None
+
+    def _listing(self, param_name: str, roots: Collection[Path_]) -> Path_:
+        """Where a parameter is named, or else matched by a pattern; the last of `roots` if nowhere."""
+        found = [(is_pattern(text), path) for root in roots for path, text in self.document.texts(root)
+                 if is_listed(param_name, (text,))]  # fmt: skip
+        return min(found, key=lambda item: item[0])[1] if found else tuple(roots)[-1]
 
     def _unknown_names(self, component: Path_, error: UnknownNameError, args: Path_ | None = None) -> None:
         """Note each name at its own line, in the policy's `args` or in the component."""
@@ -321,21 +380,9 @@ class _Reader:
             path = self.document.find(args, name) if args else component
             if path in (args, component):
                 path = self.document.find(component, name)
-            fault = self.document.fault(path, text)
-            if fault not in self.faults:
-                self.faults.append(fault)
+            self._fault(path, text)
 
     def _fault(self, path: Path_, text: str) -> None:
-        self.faults.append(self.document.fault(path, text))
-
-
-def _group_settings(optimizer: Optimizer | None) -> list[dict[str, Any]]:
-    """What an LR scheduler may set in each parameter group of an optimizer."""
-    keys = ("lr", "momentum", "betas")
-    groups = optimizer.param_groups if optimizer is not None else []
-    return [{key: group[key] for key in keys if key in group} for group in groups]
-
-
-def _set_group_settings(optimizer: Optimizer | None, settings: list[dict[str, Any]]) -> None:
-    for group, values in zip(optimizer.param_groups if optimizer is not None else [], settings, strict=True):
-        group.update(values)
+        fault = self.document.fault(path, text)
+        if fault not in self.faults:
+            self.faults.append(fault)

@@ -9,7 +9,9 @@ Knows nothing about torch.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -65,6 +67,21 @@ class DatasetError(DistillerError):
 
 class DivergenceError(DistillerError):
     """The training loss became NaN or infinite."""
+
+
+@contextmanager
+def users_code(where: str, remedy: str = "", kind: type[DistillerError] = UsageError) -> Iterator[None]:
+    """Within the block code of the user's own runs: whatever it raises becomes a message that says where."""
+    try:
+        yield
+    except DistillerError:
+        raise
+    except Exception as error:
+        _, _, *inside = traceback.extract_tb(error.__traceback__)  # this generator, the call, what it led to
+        theirs = [frame for frame in inside if "site-packages" not in frame.filename]
+        place = f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
+        reason = (str(error).splitlines() or [""])[0]
+        raise kind(f"{where}: failed with {type(error).__name__}: {reason}{place}{remedy}") from error
 
 
 @dataclass(frozen=True, slots=True, order=True)

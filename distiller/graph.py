@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, count
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from distiller.errors import UnknownNameError, did_you_mean
+from distiller.errors import DistillerError, UnknownNameError, did_you_mean
 from distiller.graph_trace import AtenCall, Trace, trace
 from distiller.names import named_modules, strip_wrappers, unwrap
 
@@ -172,6 +174,39 @@ class SummaryGraph:
             hint = did_you_mean(strip_wrappers(name), self.ops)
             raise UnknownNameError(f"no operation '{name}' in the graph{hint}", name)
         return op
+
+
+def model_graph(model: nn.Module, purpose: str) -> SummaryGraph:
+    """The graph of a model that says what its input is like: `input_shape`, as (1, 3, 32, 32).
+
+    The graph is kept with the model, and made anew when the model's modules or shapes have changed.
+
+    Args:
+        model: the model, or a wrapper around it; the attribute may be on either.
+        purpose: what the graph is for, named in the errors.
+
+    Raises:
+        DistillerError: there is no `input_shape`.
+        GraphTraceError: `torch.export` cannot trace the model.
+    """
+    inner = unwrap(model)
+    shape = getattr(inner, "input_shape", None) or getattr(model, "input_shape", None)
+    if shape is None:
+        raise DistillerError(
+            f"'{purpose}' needs the shape of the model's input: set model.input_shape, as (1, 3, 32, 32)"
+        )
+    state = {name: tuple(param.shape) for name, param in inner.named_parameters()}
+    made_of = (tuple(shape), state, {name: type(module) for name, module in inner.named_modules()})
+    kept = _GRAPHS.get(inner)
+    if kept is None or kept[0] != made_of:
+        param = next(inner.parameters(), torch.empty(0))
+        # Zeros: random numbers would move the state that a resumed run takes up.
+        images = torch.zeros(tuple(shape), dtype=param.dtype, device=param.device)
+        kept = _GRAPHS[inner] = (made_of, SummaryGraph(inner, images, purpose))
+    return kept[1]
+
+
+_GRAPHS: WeakKeyDictionary[nn.Module, tuple[Any, SummaryGraph]] = WeakKeyDictionary()
 
 
 def leaf_modules(model: nn.Module) -> dict[str, nn.Module]:

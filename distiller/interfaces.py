@@ -277,7 +277,7 @@ class DataDrivenPruner(Pruner):
     def reset(self) -> None:
         """Forget what was collected."""
 
-    def after_backward(self, params: Mapping[str, nn.Parameter], ctx: StepContext) -> None:  # noqa: B027
+    def after_backward(self, params: Mapping[str, nn.Parameter], ctx: StepContext) -> None:
         """Take in the gradients of the selected parameters, before the optimizer's step."""
 
     def refitted(self, params: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -104,6 +104,13 @@ class MaskStore(Mapping[str, ParameterMasker]):
         """Forget which tensors the parameters were; to be called when the model may have changed."""
         self._params = None
 
+    @property
+    def params(self) -> Mapping[str, nn.Parameter]:
+        """The model's parameters by canonical name; walking the model once, not in each step."""
+        if self._params is None:
+            self._params = dict(named_parameters(self._model))
+        return self._params
+
     def masked(self) -> dict[str, Tensor]:
         """The masks in force, by parameter name."""
         return {name: entry.mask for name, entry in self._maskers.items() if entry.mask is not None}
@@ -192,36 +199,50 @@ class MaskStore(Mapping[str, ParameterMasker]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take masks over, and put dense copies back into the model.
+        """Take masks over, and put dense copies back into the model: all of them, or nothing.
 
         Args:
             state: as `state_dict` returns; a mask may also stand without its slot (the pruner's).
 
         Raises:
-            CheckpointError: a mask of a parameter that the model does not have, or of another shape.
+            CheckpointError: as `check_state`.
         """
-        params = dict(named_parameters(self._model))
-        for name, slots in state["masks"].items():
-            by_slot = {PRUNER_SLOT: slots} if isinstance(slots, Tensor) else slots
-            for slot, mask in by_slot.items():
-                if name not in params:
-                    raise CheckpointError(
-                        f"the checkpoint masks parameter '{name}', which the model does not have"
-                    )
-                if mask.shape != params[name].shape:
-                    raise CheckpointError(
-                        f"the checkpoint's mask of '{name}' has shape {tuple(mask.shape)}, "
-                        f"the parameter {tuple(params[name].shape)}"
-                    )
-                rules = state.get("rules", {}).get(name, {})
-                self.put(name, mask.to(params[name]), slot, MaskRules(**rules))
+        self.check_state(state)
+        params, rules = dict(named_parameters(self._model)), state.get("rules", {})
+        for name, slots in state.get("masks", {}).items():
+            for slot, mask in _by_slot(slots).items():
+                self.put(name, mask.to(params[name]), slot, MaskRules(**rules.get(name, {})))
         for name, dense in state.get("dense", {}).items():
             params[name].data.copy_(dense)
 
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """See to it that a state can be loaded; changes nothing.
+
+        Raises:
+            CheckpointError: naming the place in the state where it is not of this model, or malformed.
+        """
+        params = dict(named_parameters(self._model))
+        for name, slots in _part(state, "masks").items():
+            for slot, mask in _by_slot(slots).items():
+                _check_like(mask, params.get(name), f"masks['{name}']['{slot}']")
+                if not bool(((mask >= 0) & mask.isfinite()).all()):
+                    raise CheckpointError(f"masks['{name}']['{slot}']: must not be negative, NaN or infinite")
+        for name, dense in _part(state, "dense").items():
+            _check_like(dense, params.get(name), f"dense['{name}']")
+        known = [field.name for field in fields(MaskRules)]
+        for name, rules in _part(state, "rules").items():
+            if name not in params:
+                raise CheckpointError(f"rules['{name}']: the model has no such parameter")
+            if not isinstance(rules, Mapping) or any(
+                key not in known or not isinstance(rule, bool) for key, rule in rules.items()
+            ):
+                raise CheckpointError(
+                    f"rules['{name}']: must have true or false for {', '.join(known)}, got {rules!r}"
+                )
+
     def _entries_with_mask(self) -> list[tuple[nn.Parameter, ParameterMasker]]:
-        if self._params is None:
-            self._params = dict(named_parameters(self._model))
-        return [(self._params[name], entry) for name, entry in self._maskers.items() if entry.slots]
+        params = self.params
+        return [(params[name], entry) for name, entry in self._maskers.items() if entry.slots]
 
 
 def create_model_masks_dict(model: nn.Module) -> dict[str, ParameterMasker]:
@@ -239,6 +260,27 @@ def _multiply(pairs: list[tuple[Tensor, ParameterMasker]]) -> None:
             torch._foreach_mul_(tensors, masks)
     for _, entry in pairs:
         entry.is_dirty = False
+
+
+def _part(state: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    part = state.get(key, {}) if isinstance(state, Mapping) else None
+    if not isinstance(part, Mapping):
+        raise CheckpointError(f"{key}: must be by parameter name, got {type(part).__name__}")
+    return part
+
+
+def _by_slot(slots: Any) -> Mapping[str, Any]:
+    return slots if isinstance(slots, Mapping) else {PRUNER_SLOT: slots}
+
+
+def _check_like(tensor: Any, param: Tensor | None, where: str) -> None:
+    if param is None:
+        raise CheckpointError(f"{where}: the model has no such parameter")
+    if not isinstance(tensor, Tensor) or tensor.is_complex() or tensor.shape != param.shape:
+        got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise CheckpointError(
+            f"{where}: must be a real tensor of the parameter's shape {tuple(param.shape)}, got {got}"
+        )
 
 
 def _compact(mask: Tensor) -> Tensor:

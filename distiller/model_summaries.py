@@ -239,7 +239,7 @@ def _table(rows: pd.DataFrame, formats: tuple[str, ...] = ("",)) -> str:
         headers=list(rows.columns),
         tablefmt="psql",
         floatfmt=formats,
-        disable_numparse=[0],
+        disable_numparse=[0] if len(rows) else False,
     )
 
 

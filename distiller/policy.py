@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from distiller.errors import DistillerError
-from distiller.graph import SummaryGraph
+from distiller.graph import model_graph
 from distiller.interfaces import (
     DataDrivenPruner,
     LossComponent,
@@ -319,24 +319,13 @@ class LRPolicy(Policy):
 
 def _following_batch_norms(model: nn.Module) -> dict[str, str]:
     """Module name of a convolution or linear -> name of the batch norm that alone consumes it."""
-    # Zeros: random numbers would move the state that a resumed run takes up.
-    images = torch.zeros(_input_shape(model), device=next(model.parameters()).device)
-    graph = SummaryGraph(model, images, purpose="fold_batchnorm")
+    graph = model_graph(model, "fold_batchnorm")
     found: dict[str, str] = {}
     for name, entry in graph.adjacency_map().items():
         is_alone = len(entry.successors) == 1 and not entry.is_output and entry.module_name == name
         if is_alone and entry.successors[0].type == "BatchNormalization":
             found[name] = entry.successors[0].name
     return found
-
-
-def _input_shape(model: nn.Module) -> tuple[int, ...]:
-    shape = getattr(model, "input_shape", None)
-    if shape is None:
-        raise DistillerError(
-            "'fold_batchnorm' needs the shape of the model's input: set model.input_shape, as (1, 3, 32, 32)"
-        )
-    return tuple(shape)
 
 
 def _batch_norm_gain(norm: nn.Module) -> Tensor:

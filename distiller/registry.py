@@ -61,7 +61,7 @@ def load_dotted(path: str, plugins: Collection[str], what: str) -> Callable[...,
     """The object at `package.module.Object`, where `package` is one of `plugins`.
 
     Raises:
-        UnknownNameError: the package is not a plugin, or there is no such object.
+        UnknownNameError: the package is not a plugin, or there is no such class or function.
     """
     package = path.partition(".")[0]
     if not all(path.split(".")):
@@ -76,6 +76,10 @@ def load_dotted(path: str, plugins: Collection[str], what: str) -> Callable[...,
         found = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, SyntaxError) as error:
         raise UnknownNameError(f"{what} '{path}' cannot be imported: {error}") from error
+    if not callable(found):
+        raise UnknownNameError(
+            f"{what} '{path}' is of type {type(found).__name__}; a class or function is wanted"
+        )
     return found
 
 

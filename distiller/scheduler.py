@@ -25,6 +25,7 @@ _LOG = logging.getLogger(__name__)
 
 __all__ = ["CompressionScheduler", "ParameterMasker", "ScheduledPolicy", "create_model_masks_dict"]
 
+_LAST_EPOCH = 10**9
 _DISTILLERS_METRICS = {"min": "loss", "max": "top1"}
 
 
@@ -326,9 +327,17 @@ def make_window(
     Raises:
         DistillerError: both or neither given, or they make no window.
     """
+    numbers = {"epochs": max(epochs or (0,)), "starting_epoch": starting_epoch, "ending_epoch": ending_epoch}
+    for key, number in numbers.items():
+        if number is not None and number > _LAST_EPOCH:
+            raise DistillerError(f"'{key}' must be at most {_LAST_EPOCH:,}, got {number:,}")
     if epochs is not None:
         if starting_epoch is not None or ending_epoch is not None:
             raise DistillerError("both 'epochs' and 'starting_epoch'/'ending_epoch' given; give one")
+        if frequency != 1:
+            raise DistillerError(
+                "'frequency' is for 'starting_epoch' and 'ending_epoch', got it with 'epochs'"
+            )
         if not epochs or list(epochs) != sorted(set(epochs)) or epochs[0] < 0:
             raise DistillerError(f"'epochs' must be ascending epoch numbers from 0, got {list(epochs)}")
         return EpochWindow(tuple(epochs))

@@ -1,7 +1,8 @@
 """What a class accepts from a schedule, read off its constructor and checked by pydantic.
 
 The class never sees the schedule. Parameters that the schedule's reader supplies itself
-(`model`, `optimizer`, ...) are left out. Knows nothing about YAML or registries.
+(`model`, `optimizer`, ...) are left out, and functions are not offered: a file cannot hold one.
+Knows nothing about registries.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from distiller.errors import did_you_mean
+from distiller.schedule_yaml import shown
 
 INJECTED = ("model", "optimizer", "name", "last_epoch")
 
@@ -38,6 +40,11 @@ def settings_model(factory: Callable[..., Any]) -> type[BaseModel]:
     return create_model(getattr(factory, "__name__", "settings"), __config__=config, **fields)
 
 
+def takes(factory: Callable[..., Any]) -> frozenset[str]:
+    """The keywords that `factory` takes from a schedule."""
+    return frozenset(str(field.alias) for field in settings_model(factory).model_fields.values())
+
+
 def injected(factory: Callable[..., Any]) -> frozenset[str]:
     """Which of `INJECTED` the factory takes."""
     return frozenset(parameter.name for parameter in _parameters(factory)).intersection(INJECTED)
@@ -48,23 +55,37 @@ def check_settings(
 ) -> list[tuple[tuple[str | int, ...], str]]:
     """What is wrong with `settings` as keywords of `factory`: (path within them, text) for each fault."""
     model = settings_model(factory)
-    accepted = [str(field.alias) for field in model.model_fields.values()]
+    accepted = [
+        str(field.alias) for field in model.model_fields.values() if not _is_function(field.annotation)
+    ]
     try:
         model.model_validate(dict(settings))
     except ValidationError as error:
         faults: dict[tuple[str | int, ...], str] = {}
         for detail in error.errors(include_url=False, include_context=False):
             path = _path(detail["loc"], settings)
-            text = _text(detail, factory, accepted)
-            faults[path] = (
-                f"{faults[path]}, or {text}" if path in faults and text not in faults[path] else text
-            )
-        return list(faults.items())
+            faults[path] = _either(faults.get(path), _text(detail, factory, accepted))
+        # Of a union, the kind that fits on the outside says what is wrong on the inside.
+        return [
+            (path, text)
+            for path, text in faults.items()
+            if not any(other[: len(path)] == path != other for other in faults if path)
+        ]
     return []
 
 
 def _parameters(factory: Callable[..., Any]) -> list[inspect.Parameter]:
     return list(inspect.signature(factory).parameters.values())
+
+
+def _is_function(annotation: Any) -> bool:
+    """Whether a parameter takes a function (or nothing)."""
+    options = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+    return any((typing.get_origin(option) or option) is collections.abc.Callable for option in options)
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
@@ -86,7 +107,7 @@ def _as_yaml(annotation: Any, default: Any) -> Any:
         return list[_as_yaml(items[0], ...)] if items else list  # type: ignore[misc]
     if origin in (collections.abc.Mapping, collections.abc.MutableMapping, dict):
         return dict[args[0], _as_yaml(args[1], ...)] if args else dict  # type: ignore[misc]
-    if origin in (typing.Union, types.UnionType):
+    if _is_union(annotation):
         return typing.Union[tuple(_as_yaml(arg, ...) for arg in args)]  # noqa: UP007 - built at run time
     if annotation is float and default is None:
         return float | None
@@ -99,6 +120,7 @@ def _path(location: tuple[str | int, ...], settings: Mapping[str, Any]) -> tuple
     value: Any = settings
     for part in location:
         if isinstance(value, Mapping) and (part in value or not found):
+            part = next((key for key in value if str(key) == part), part)
             value = value.get(part)
         elif isinstance(value, list) and isinstance(part, int) and part < len(value):
             value = value[part]
@@ -118,6 +140,8 @@ _WANTED = {
     "list_type": "must be a list",
     "dict_type": "must be a mapping (name: value)",
     "none_required": "must be null",
+    "callable_type": "takes a function, which a file cannot hold; leave it out",
+    "invalid_key": "a setting's name must be text",
 }
 
 
@@ -130,6 +154,18 @@ def _text(detail: Any, factory: Callable[..., Any], accepted: list[str]) -> str:
         key = str(detail["loc"][-1])
         hint = did_you_mean(key, accepted) or f"; it takes {', '.join(accepted) or 'nothing'}"
         return f"unknown to {name}{hint}"
-    if kind == "literal_error":
-        return f"{detail['msg'].replace('Input should be', 'must be')}, got {value!r}"
-    return f"{_WANTED.get(kind, detail['msg'].replace('Input should be', 'must be'))}, got {value!r}"
+    if detail["loc"][-1] == "[key]":
+        return f"a name here {_WANTED.get(kind, detail['msg'])}, got {shown(value)}"
+    return f"{_WANTED.get(kind, detail['msg'].replace('Input should be', 'must be'))}, got {shown(value)}"
+
+
+def _either(first: str | None, second: str) -> str:
+    """What is wrong when neither of two kinds of a union fits."""
+    wanted, comma, got = second.rpartition(", got ")
+    if first is None or not first.endswith(comma + got):
+        return second
+    return (
+        first
+        if wanted in first
+        else f"{first.removesuffix(comma + got)} or {wanted.removeprefix('must be ')}{comma}{got}"
+    )

@@ -15,10 +15,10 @@ FILES = sorted(LIBRARY.rglob("*.py"))
 # Lower layers first; a file may import from its own layer and those before it.
 LAYERS = (
     ("errors", "registry", "atomic_file", "interfaces", "names", "masks", "norms", "tensor_stats", "modules",
-     "dataset_facts", "dummy_input", "legacy_names"),
+     "dataset_facts", "dummy_input", "legacy_names", "docstrings"),
     ("macs", "graph_trace", "graph", "model_transforms", "schedule_yaml", "schedule_shape", "signatures", "models"),
     ("pruning", "regularization", "data_loggers", "quantization", "learning_rate"),
-    ("policy", "scheduler", "config", "model_summaries"),
+    ("policy", "scheduler", "config", "schedule_schema", "model_summaries"),
     ("sensitivity", "export"),
     ("apputils",),
 )  # fmt: skip

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import os
+import platform
 import subprocess
 import sys
 
 import pytest
 
-from distiller.atomic_file import replacing, write_whole
+from distiller import atomic_file
+from distiller.atomic_file import remove_stale_parts, replacing, write_whole
+
+HOST = platform.node().partition(".")[0]
 
 
 def test_a_file_is_written_and_nothing_else_is_left(tmp_path):
@@ -25,15 +30,24 @@ def test_an_error_while_writing_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def killed_writer(path):
+    """Start to write and be killed; returns the process id."""
+    program = (
+        "import os, runpy, signal, sys; replacing = runpy.run_path(sys.argv[1])['replacing']\n"  # without torch
+        "with replacing(sys.argv[2]) as file:\n"
+        "    file.write(b'half'); file.flush(); print(os.getpid(), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    command = [sys.executable, "-c", program, atomic_file.__file__, str(path)]
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE)
+    assert done.returncode == -9
+    return int(done.stdout)
+
+
 def test_a_kill_while_writing_leaves_the_old_file_and_the_next_write_cleans_up(tmp_path):
     path = tmp_path / "a.txt"
     write_whole(path, "old")
-    program = (
-        "import os, signal, sys; from distiller.atomic_file import replacing\n"
-        "with replacing(sys.argv[1]) as file:\n"
-        "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == -9
+    killed_writer(path)
     assert path.read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 2
     write_whole(path, "new")
@@ -44,3 +58,30 @@ def test_a_kill_while_writing_leaves_the_old_file_and_the_next_write_cleans_up(t
 def test_a_missing_folder_is_an_os_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_whole(tmp_path / "none" / "a.txt", "x")
+
+
+def test_a_folder_is_cleared_of_what_killed_processes_left_and_of_nothing_else(tmp_path):
+    dead = killed_writer(tmp_path / "a.bin")
+    assert [path.name for path in tmp_path.iterdir()] == [f"a.bin.{HOST}.{dead}.part"]
+    others = {
+        f"a.bin.{HOST}.{os.getpid()}.part",  # of a process that runs
+        f"a.bin.another-{HOST}.{dead}.part",  # of another machine, whose processes are not known
+        f"a.bin.{dead}.part", f"a.bin.{HOST}.first.part", f"a.bin.{HOST}.{9**40}.part", "a.bin.part",  # not of ours
+    }  # fmt: skip
+    for name in others:
+        (tmp_path / name).touch()
+    write_whole(tmp_path / "b.bin", b"")
+    assert len(list(tmp_path.iterdir())) == len(others) + 2
+    remove_stale_parts(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == others | {"b.bin"}
+
+
+def test_a_part_that_may_not_be_removed_is_left(tmp_path, monkeypatch):
+    (tmp_path / f"a.bin.{HOST}.99999999.part").touch()
+
+    def refuse(*args, **kwargs):
+        raise PermissionError
+
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    remove_stale_parts(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from compress_classifier import check_usage, main, make_parser
+from compress_classifier import main, make_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -133,9 +135,8 @@ def parse(*argv: str):
 
 def message(capsys, *argv: str) -> str:
     """What is told of a command line that is refused."""
-    parser = make_parser()
     with pytest.raises(SystemExit) as end:
-        check_usage(parser, parser.parse_args(argv))
+        parse(*argv)
     assert end.value.code == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -296,62 +297,34 @@ def test_numbers_out_of_their_range(capsys, flag, value, told):
 @pytest.mark.parametrize(
     "argv, told",
     [
-        ("--reset-optimizer", "--reset-optimizer: goes with --resume-from"),
-        ("--reset-optimizer --exp-load-weights-from c", "--reset-optimizer: goes with --resume-from"),
-        ("--quantize-eval", "--quantize-eval: only with --evaluate"),
-        ("--evaluate --qe-stats-file s", "--qe-stats-file: only with --evaluate --quantize-eval"),
-        ("--evaluate --qe-dynamic", "--qe-dynamic: only with --evaluate --quantize-eval"),
-        ("--qe-config-file q", "--qe-config-file: only with --evaluate --quantize-eval"),
-        ("-e --qe --qe-clip-acts n_std", "--qe-clip-acts n_std: needs --qe-clip-n-stds N"),
-        ("--compress", "--compress: needs a FILE"),
-        ("--dry-run", "--dry-run: needs a schedule, given with --compress"),
-        ("--sense-resume logs/x", "--sense-resume: goes with --sense"),
-        (
-            "--pretrained --resume-from c",
-            "--pretrained: not together with --resume-from or --exp-load-weights-from",
-        ),
-        (
-            "--pretrained --resume c",
-            "--pretrained: not together with --resume-from or --exp-load-weights-from",
-        ),
-        (
-            "--pretrained --exp-load-weights-from c",
-            "--pretrained: not together with --resume-from or --exp-load-weights-from",
-        ),
-        ("--device cuda --cpu", "--device: not together with --cpu or --gpus"),
-        ("--device cuda --gpus 0", "--device: not together with --cpu or --gpus"),
         ("--sense element --sense-range 0 1", "argument --sense-range: expected 3 arguments"),
         ("--sense element --sense-range 0 1 x", "argument --sense-range: invalid float value: 'x'"),
         ("one two", "unrecognized arguments: two"),
     ],
 )
-def test_flags_that_contradict_each_other_or_would_have_no_effect(capsys, argv, told):
+def test_values_that_are_not_as_many_or_not_of_the_kind_wanted(capsys, argv, told):
     assert message(capsys, *argv.split()) == told
 
 
 @pytest.mark.parametrize(
-    "argv",
+    "flag, name",
     [
-        "--resume c",
-        "--resume-from c --reset-optimizer",
-        "-e --qe",
-        "-e --qe --qe-calibration 0.1",
-        "--qe-calibration 0.1",
-        "-e --qe --qeca n_std --qe-clip-n-stds 2",
-        "--gpus 0 --cpu",
-        "--sense element --sense-resume logs/x",
-        "--compress s.yaml --dry-run",
+        ("--out-dir", "-o/--out-dir"),
+        ("--compress", "--compress"),
+        ("--resume-from", "--resume-from"),
+        ("--dataset", "--dataset"),
     ],
 )
-def test_flags_that_go_together(argv):
-    parser = make_parser()
-    check_usage(parser, parser.parse_args(argv.split()))
+def test_an_empty_path_is_not_the_current_folder(capsys, flag, name):
+    assert message(capsys, flag, "") == f"argument {name}: must not be empty"
+
+
+def test_an_empty_data_folder_is_not_the_current_folder(capsys):
+    assert message(capsys, "") == "argument DATASET_DIR: must not be empty"
 
 
 def test_the_deprecated_resume_resets_the_optimizer():
-    parser = make_parser()
-    args = parser.parse_args(["--resume", "c"])
-    check_usage(parser, args)
+    args = parse("--resume", "c")
     assert (args.resumed_checkpoint_path, args.reset_optimizer) == ("c", True)
 
 
@@ -375,3 +348,32 @@ def test_help_imports_no_torch_and_hides_what_is_not_available():
         for flag in flags:
             assert flag == "--resume" or flag in done.stdout
     assert not any(f"{flag} " in done.stdout or f"{flag}\n" in done.stdout for flag in REFUSED)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_closed_output_is_one_line(closed):
+    command = f"{shlex.quote(sys.executable)} compress_classifier.py --dataset digits {closed}"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (
+        2,
+        f"compress_classifier.py: standard output and error are needed; instead of closing one, send it to {os.devnull}\n",
+    )
+
+
+def test_a_python_without_torch_is_told_what_to_do():
+    command = [sys.executable, "-I", "-S", "compress_classifier.py", "--dataset", "digits"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"compress_classifier.py: {sys.executable} lacks a package: No module named 'torch'; "
+        "install requirements.txt for it, or run .venv/bin/python, which `make setup` makes\n"
+    )
+
+
+def test_a_fault_of_ours_is_not_taken_for_a_missing_package(monkeypatch):
+    def broken(*_):
+        raise ImportError("cannot import name 'x' from 'distiller.y'", name="distiller.y")
+
+    monkeypatch.setattr("compress_classifier.run_or_explain", broken)
+    with pytest.raises(ImportError):
+        main(["--dataset", "digits"])

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from distiller.errors import GraphTraceError, UnknownNameError
-from distiller.graph import OpSimpleMetadata, SummaryGraph, is_leaf, leaf_modules
+from distiller.errors import DistillerError, GraphTraceError, UnknownNameError
+from distiller.graph import OpSimpleMetadata, SummaryGraph, is_leaf, leaf_modules, model_graph
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 
@@ -343,3 +343,39 @@ def test_an_unknown_operation_suggests_the_nearest():
     with pytest.raises(UnknownNameError) as caught:
         SummaryGraph(Net(), IMAGE).successors("steem")
     assert str(caught.value) == "no operation 'steem' in the graph; did you mean 'stem'?"
+
+
+def test_the_graph_of_a_model_is_kept_until_its_modules_or_shapes_change(tiny_cnn):
+    graph = model_graph(tiny_cnn, "a test")
+    assert model_graph(nn.DataParallel(tiny_cnn), "a test") is graph
+    tiny_cnn.conv2 = nn.Conv2d(4, 5, 3, padding=1)
+    tiny_cnn.fc = nn.Linear(5, 4)
+    narrower = model_graph(tiny_cnn, "a test")
+    assert narrower.ops["conv2"].output_shape == (1, 5, 8, 8)
+    tiny_cnn.relu2 = nn.Sigmoid()
+    assert model_graph(tiny_cnn, "a test").ops["relu2"].type == "Sigmoid"
+    tiny_cnn.input_shape = (2, 1, 4, 4)
+    assert model_graph(tiny_cnn, "a test").ops["conv2"].output_shape == (2, 5, 4, 4)
+
+
+def test_the_graph_of_a_model_leaves_random_numbers_statistics_and_modes_alone(tiny_cnn):
+    tiny_cnn.bn1.eval()
+    before = torch.get_rng_state(), {name: value.clone() for name, value in tiny_cnn.state_dict().items()}
+    model_graph(tiny_cnn, "a test")
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert all(torch.equal(value, before[1][name]) for name, value in tiny_cnn.state_dict().items())
+    assert tiny_cnn.training
+    assert not tiny_cnn.bn1.training
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_graph_of_a_model_of_another_precision(tiny_cnn, dtype):
+    assert "conv2" in model_graph(tiny_cnn.to(dtype), "a test").ops
+
+
+def test_the_graph_of_a_model_needs_the_shape_of_its_input():
+    with pytest.raises(DistillerError) as error:
+        model_graph(nn.Linear(1, 1), "the purpose")
+    assert str(error.value) == (
+        "'the purpose' needs the shape of the model's input: set model.input_shape, as (1, 3, 32, 32)"
+    )

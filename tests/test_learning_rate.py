@@ -264,8 +264,16 @@ def test_polynomial_is_0_from_t_max_on():
             lambda o: MultiStepMultiGammaLR(o, [40, 60], [0.1]),
             "gammas must be as many as milestones, got 1 for 2",
         ),
+        (
+            lambda o: MultiStepMultiGammaLR(o, [-1, 5], [0.1, 0.1]),
+            "milestones must be numbers of 0 or more, got [-1, 5]",
+        ),
+        (
+            lambda o: MultiStepMultiGammaLR(o, [1, 5], [0.1, math.nan]),
+            "gammas must be numbers of 0 or more, got [0.1, nan]",
+        ),
         (lambda o: PolynomialLR(o, 0, 2.0), "T_max must be 1 or more, got 0"),
-        (lambda o: PolynomialLR(o, 10, 0.0), "power must be more than 0, got 0.0"),
+        (lambda o: PolynomialLR(o, 10, 0.0), "power must be more than 0 and finite, got 0.0"),
     ],
 )
 def test_wrong_arguments_are_refused(make_one, text):

@@ -114,18 +114,42 @@ def test_masks_that_are_not_0_or_1_keep_their_values(masked):
     assert torch.equal(store.state_dict()["masks"][NAME]["pruner"], mask * 2)
 
 
-def test_a_mask_of_another_shape_is_refused(masked):
-    store, _, _ = masked
-    with pytest.raises(
-        CheckpointError, match=r"mask of 'conv2.weight' has shape \(2,\), the parameter \(6, 4, 3, 3\)"
-    ):
-        store.load_state_dict({"masks": {NAME: torch.ones(2)}})
+REAL = "must be a real tensor of the parameter's shape (6, 4, 3, 3), got"
 
 
-def test_a_mask_of_an_unknown_parameter_is_refused(masked):
-    store, _, _ = masked
-    with pytest.raises(CheckpointError, match="masks parameter 'x.weight', which the model does not have"):
-        store.load_state_dict({"masks": {"x.weight": torch.ones(2)}})
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        ({"masks": {NAME: torch.ones(2)}}, f"masks['{NAME}']['pruner']: {REAL} shape (2,)"),
+        ({"masks": {NAME: {"a": "x"}}}, f"masks['{NAME}']['a']: {REAL} str"),
+        (
+            {"masks": {"x.weight": torch.ones(2)}},
+            "masks['x.weight']['pruner']: the model has no such parameter",
+        ),
+        (
+            {"masks": {NAME: torch.full((6, 4, 3, 3), -1.0)}},
+            f"masks['{NAME}']['pruner']: must not be negative, NaN or infinite",
+        ),
+        ({"masks": 3}, "masks: must be by parameter name, got int"),
+        ({"dense": {NAME: torch.ones(2)}}, f"dense['{NAME}']: {REAL} shape (2,)"),
+        ({"dense": {"x.weight": torch.ones(2)}}, "dense['x.weight']: the model has no such parameter"),
+        (
+            {"rules": {NAME: {"forward": True}}},
+            f"rules['{NAME}']: must have true or false for forward_only, double_copies, mask_gradients, "
+            "got {'forward': True}",
+        ),
+        ({"rules": {"x.weight": {}}}, "rules['x.weight']: the model has no such parameter"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(masked, state, text):
+    store, weight, mask = masked
+    dense = weight.detach().clone()
+    whole = {"masks": {NAME: mask}, "dense": {NAME: dense + 1}, "rules": {}}
+    with pytest.raises(CheckpointError) as caught:
+        store.load_state_dict(whole | state)
+    assert str(caught.value) == text
+    assert store.masked() == {}
+    assert torch.equal(weight, dense)
 
 
 def test_distillers_masker_is_there_under_its_name(tiny_cnn):

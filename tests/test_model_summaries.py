@@ -182,3 +182,9 @@ def test_an_unknown_summary_is_refused(tiny_cnn):
         model_summary(tiny_cnn, "sparse")
     message = "model_summary: unknown summary 'sparse'; there are sparsity, compute, model, modules"
     assert str(caught.value) == message
+
+
+def test_a_model_without_layers_that_compute_has_an_empty_table():
+    model = nn.Sequential(nn.Flatten())
+    model.input_shape = (1, 1, 2, 2)
+    assert "Total MACs: 0" in model_summary(model, "compute")

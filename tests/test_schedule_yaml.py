@@ -1,9 +1,17 @@
 from __future__ import annotations
 
+import contextlib
+import enum
+import math
+import string
+
+import hypothesis
+import hypothesis.strategies as st
 import pytest
+import torch
 
 from distiller.errors import ScheduleError
-from distiller.schedule_yaml import dotted, parse_document, read_document
+from distiller.schedule_yaml import dotted, parse_document, plain, read_document, shown
 
 
 def test_every_key_and_item_knows_its_line():
@@ -19,6 +27,21 @@ def test_a_value_is_found_as_item_or_as_key():
     assert document.find(("p",), "y") == ("p", "weights", 1)
     assert document.find(("p",), "z") == ("p", "levels", "z")
     assert document.find(("p",), "w") == ("p",)
+
+
+@pytest.mark.parametrize(
+    ("message", "path"),
+    [
+        ("levels['fc'] must be in [0, 1), got 1.5", ("p", "levels", "fc")),
+        ("b must differ from a, got 1 for both", ("p", "b")),
+        ("A is too large", ("p", "a")),
+        ("group 'Rows' wants two dimensions", ("p", "levels", "conv", 1)),
+        ("neither bb nor old_levels nor Rows", ("p",)),
+    ],
+)
+def test_the_key_that_a_message_is_about_is_found(message, path):
+    document = parse_document("p: {a: 1, b: 1, levels: {conv: [1, Rows], fc: 1.5}}")
+    assert document.find_mentioned(("p",), message) == path
 
 
 @pytest.mark.parametrize(
@@ -63,9 +86,57 @@ def test_an_anchor_is_read_in_both_places():
     assert document.data == {"a": [1, 2], "b": [1, 2], "c": {"d": 1, "e": 2}}
 
 
-def test_a_document_within_itself_is_refused():
+def test_keys_of_a_merge_have_their_lines_and_give_way_to_own_keys():
+    document = parse_document("a: &a {x: 1,\n  y: 2}\nb:\n  x: 3\n  <<: [*a,\n    {y: 4,\n    z: 5}]\n")
+    assert document.data["b"] == {"x": 3, "y": 2, "z": 5}
+    assert [document.line(("b", key)) for key in "xyz"] == [4, 2, 7]
+
+
+@pytest.mark.parametrize(
+    "text", ["a: &x [*x]", "a: &x [*x, *x]", "a: &x {<<: *x}", "a: " + "[" * 3000, "- " * 3000]
+)
+def test_a_document_within_itself_or_too_deep_is_refused(text):
     with pytest.raises(ScheduleError, match="nested too deeply, or within itself"):
-        parse_document("a: &x [*x]")
+        parse_document(text)
+
+
+@pytest.mark.parametrize("item", ["[{}]", "{{<<: [{}]}}"])
+def test_aliases_that_multiply_are_refused(item):
+    """Nine lines that stand for 9^9 values."""
+    lines = ["a0: &a0 {x: 1}"]
+    lines += [f"a{n}: &a{n} " + item.format(", ".join([f"*a{n - 1}"] * 9)) for n in range(1, 9)]
+    with pytest.raises(ScheduleError) as caught:
+        parse_document("\n".join(lines), "s.yaml")
+    (fault,) = caught.value.faults
+    assert fault.text == "more than 100,000 values up to here, with every alias (*name) written out"
+    assert fault.line > 1
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("2024-13-45", "'2024-13-45' is no timestamp; put it in quotes if it is text"),
+        ("0x_", "'0x_' is no int; put it in quotes if it is text"),
+        ("!!bool perhaps", "'perhaps' is no bool; put it in quotes if it is text"),
+        ("1" + "0" * 18, "must be a whole number of at most 18 digits"),
+        ("0x" + "f" * 5000, "must be a whole number of at most 18 digits"),
+    ],
+)
+def test_a_value_that_is_not_what_it_looks_like_is_refused_in_each_place(value, text):
+    with pytest.raises(ScheduleError) as caught:
+        parse_document(f"a: &v {value}\nb:\n  c: *v\n")
+    assert [(fault.path, fault.text) for fault in caught.value.faults] == [("a", text), ("b.c", text)]
+
+
+SNIPPETS = ["a: ", "- ", "&x ", "*x", "<<: ", "? ", "{", "}", "[", "]", ", ", ": ", "\n", "  ", "'", '"', "|", ">",
+            "!!int ", "!!set ", "!!omap ", "%YAML ", "---\n", "#", "=", "~", "0x", "1e", "2024-01-", "9" * 30]  # fmt: skip
+
+
+@hypothesis.settings(deadline=None)
+@hypothesis.given(st.lists(st.sampled_from([*SNIPPETS, *string.printable]), max_size=40).map("".join))
+def test_any_text_is_read_or_refused(text):
+    with contextlib.suppress(ScheduleError):
+        parse_document(text)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +149,9 @@ def test_a_document_within_itself_is_refused():
         (b"a: 1\n\tb: 2\n", "is not YAML: found character '\\t' that cannot start any token"),
         (b"a: \x07\n", "is not YAML text: special characters are not allowed"),
         (b"a: !!python/object/apply:os.system ['true']\n", "is not YAML: could not determine a constructor"),
-        (b"? [1, 2]\n: x\n", "a key must be a name or a number"),
+        (b"? [1, 2]\n: x\n", "a key must be a name or a number, got a sequence"),
+        (b"2024-01-02: x\n", "a key must be a name or a number, got datetime.date(2024, 1, 2)"),
+        (b'a: "\\UFFFFFFFF"\n', "is not YAML: "),
         (b"a: 1\n---\nb: 2\n", "is not YAML: but found another document"),
     ],
 )
@@ -96,7 +169,25 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
         read_document(tmp_path / "none.yaml")
     with pytest.raises(ScheduleError, match="cannot be read: Is a directory"):
         read_document(tmp_path)
+    with pytest.raises(ScheduleError, match="cannot be read: Could not determine home directory"):
+        read_document("~nobody-of-this-name/s.yaml")
 
 
 def test_paths_are_shown_with_dots_and_brackets():
     assert dotted(("pruners", "a", "weights", 1)) == "pruners.a.weights[1]"
+
+
+def test_long_values_are_shown_cut_short():
+    assert shown({"a": [1, "x"], "b": None}) == "{'a': [1, 'x'], 'b': None}"
+    assert len(shown([["x" * 1000] * 1000] * 1000)) < 12_000
+
+
+def test_plain_data_stay_and_all_else_becomes_text_that_is_the_same_in_every_process():
+    class Kind(enum.Enum):
+        GOOD = 1
+
+    stays = {"a": [1, 0.5, "x", None, True]}
+    assert plain(stays) == stays
+    assert plain({1: (Kind.GOOD, math.floor, object(), torch.float32)}) == {
+        "1": ["Kind.GOOD", "<built-in function floor>", "<object object>", "torch.float32"]
+    }

@@ -183,6 +183,13 @@ def test_a_policy_that_names_what_is_not_there_is_refused(tiny_cnn):
         (([3, 1], None, None), "'epochs' must be ascending epoch numbers from 0, got [3, 1]"),
         ((None, 5, 5), "needs 0 <= starting_epoch < ending_epoch, got starting_epoch 5 and ending_epoch 5"),
         ((None, 0, 4, 5), "'frequency' must be from 1 to ending_epoch - starting_epoch = 4, got 5"),
+        (
+            ([0, 2], None, None, 2),
+            "'frequency' is for 'starting_epoch' and 'ending_epoch', got it with 'epochs'",
+        ),
+        ((None, 0, 10**30), f"'ending_epoch' must be at most 1,000,000,000, got {10**30:,}"),
+        ((None, 10**12, 10**12 + 1), "'starting_epoch' must be at most 1,000,000,000, got 1,000,000,000,000"),
+        (([3, 10**12], None, None), "'epochs' must be at most 1,000,000,000, got 1,000,000,000,000"),
     ],
 )
 def test_epochs_that_make_no_window_are_refused(arguments, text):
@@ -257,14 +264,14 @@ def test_pruning_is_complete_as_soon_as_the_final_sparsity_is_aimed_at(tiny_cnn)
 def test_policies_that_will_do_nothing_or_not_all_are_told(tiny_cnn):
     scheduler = CompressionScheduler(tiny_cnn)
     agp = PruningPolicy(AutomatedGradualPruner("agp", 0.1, 0.5, ["fc.weight"]))
-    scheduler.add_policy(agp, starting_epoch=2, ending_epoch=10**12, frequency=4, name="pruner agp")
+    scheduler.add_policy(agp, starting_epoch=2, ending_epoch=10**9, frequency=4, name="pruner agp")
     scheduler.add_policy(PruningPolicy(HalfPruner("conv2.weight")), epochs=[0, 1], name="pruner half")
     assert scheduler.idle_notes(0, 6) == [
-        "pruner agp: does not come to its final sparsity, which it has in epoch 999999999998; "
+        "pruner agp: does not come to its final sparsity, which it has in epoch 999999998; "
         "trained are epochs 0..5"
     ]
     assert scheduler.idle_notes(3, 6) == [
-        "pruner agp: does nothing, it acts in epochs 2..999999999998 and trained are epochs 3..5",
+        "pruner agp: does nothing, it acts in epochs 2..999999998 and trained are epochs 3..5",
         "pruner half: does nothing, it acts in epochs 0..1 and trained are epochs 3..5",
     ]
 

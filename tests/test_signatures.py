@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import pytest
 import torch
 
-from distiller.signatures import check_settings, injected
+from distiller.signatures import check_settings, injected, takes
 
 
 class Component:
@@ -58,16 +58,44 @@ def test_good_settings_have_no_faults(more):
         (GOOD | {"count": 1.5}, ("count",), "must be a whole number, got 1.5"),
         (GOOD | {"count": True}, ("count",), "must be a whole number, got True"),
         (GOOD | {"kind": "c"}, ("kind",), "must be 'a' or 'b', got 'c'"),
-        (GOOD | {"weights": 3}, ("weights",), "must be a list, got 3, or must be text, got 3"),
+        (GOOD | {"weights": 3}, ("weights",), "must be a list or text, got 3"),
         (GOOD | {"weights": ["w", 3]}, ("weights", 1), "must be text, got 3"),
         (GOOD | {"table": {"x": "y"}}, ("table", "x"), "must be a number, got 'y'"),
         (GOOD | {"steps": [1, "x"]}, ("steps", 1), "must be a whole number, got 'x'"),
         (GOOD | {"flags": [1]}, ("flags", 0), "must be true or false, got 1"),
+        (GOOD | {"table": {1: 2.0}}, ("table", 1), "a name here must be text, got 1"),
+        (GOOD | {None: 1}, (None,), "a setting's name must be text, got None"),
     ],
 )
 def test_a_fault_has_its_path_and_its_text(settings, path, text):
     faults = dict(check_settings(Component, settings))
     assert text in faults[path]
+
+
+def test_what_is_wrong_inside_of_the_kind_that_fits_is_told_once():
+    """`weights` may be a list or text: of a list, only its items are wrong."""
+    assert check_settings(Component, GOOD | {"weights": [1]}) == [(("weights", 0), "must be text, got 1")]
+
+
+class Rounding:
+    def __init__(
+        self, level: float, rounding_fn: Callable[[float], int] = int, key: Callable | None = None
+    ): ...
+
+
+def test_a_function_is_taken_but_not_offered():
+    assert takes(Rounding) == {"level", "rounding_fn", "key"}
+    assert check_settings(Rounding, {"level": 1, "rounding_fn": round, "key": None}) == []
+    assert check_settings(Rounding, {"level": 1, "zzz": 1, "rounding_fn": "floor"}) == [
+        (("rounding_fn",), "takes a function, which a file cannot hold; leave it out, got 'floor'"),
+        (("zzz",), "unknown to Rounding; it takes level"),
+    ]
+
+
+def test_long_values_are_cut_short():
+    ((_, text),) = check_settings(Component, GOOD | {"level": ["x"] * 100_000})
+    assert text.startswith("must be a number, got ['x', 'x', ")
+    assert len(text) < 200
 
 
 def test_all_faults_are_told_at_once():

@@ -2,14 +2,13 @@
 
 A file appears whole or not at all: it is written under another name in the same folder,
 synced, and renamed. It is read back without running anything in it, whoever wrote it.
-Knows nothing about training, and takes the scheduler's state as it is.
+Knows nothing about training.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distiller.apputils.checkpoint_format import (
-    FORMAT,
     Checkpoint,
     Stateful,
     document_of,
     fields_of,
-    optimizer_param_names,
 )
+from distiller.apputils.checkpoint_schema import key_path, unlike
 from distiller.apputils.legacy_checkpoint import legacy_fields, load_plain
+from distiller.apputils.optimizer_state import restore_optimizer
 from distiller.apputils.rng_state import capture_rng_state, restore_rng_state
 from distiller.atomic_file import replacing
-from distiller.errors import CheckpointError
+from distiller.errors import CheckpointError, DistillerError
+from distiller.masks import MaskStore
 from distiller.models import create_model
-from distiller.names import canonical_state_dict, named_parameters, unwrap
+from distiller.names import canonical_state_dict, unwrap
+from distiller.policy import LRPolicy
+from distiller.quantization import Quantizer, rebuild_quantized
 from distiller.scheduler import CompressionScheduler
 
 __all__ = [
@@ -41,15 +43,12 @@ __all__ = [
     "load_state",
     "read_checkpoint",
     "restore_optimizer",
+    "restore_quantizer",
     "restore_rng_state",
+    "restore_scheduler",
     "save_checkpoint",
 ]
 
-_OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "SGD": torch.optim.SGD,
-    "Adam": torch.optim.Adam,
-    "AdamW": torch.optim.AdamW,
-}
 _logger = logging.getLogger(__name__)
 
 
@@ -109,11 +108,14 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         CheckpointError: the file is missing, empty, cut off, damaged, not a checkpoint, of a
-            newer version, or asks for something that could run code (which is not run).
+            newer version, asks for something that could run code (which is not run), or holds
+            something of another type than it must be.
     """
     path = Path(path)
     document = load_plain(path)
-    if isinstance(document, dict) and document.get("format") == FORMAT:
+    if isinstance(document, dict) and (
+        isinstance(document.get("format"), str) or "format_version" in document
+    ):
         return Checkpoint(path=path, **fields_of(document, path))
     return Checkpoint(path=path, **legacy_fields(document, path))
 
@@ -140,61 +142,77 @@ def load_state(model: nn.Module, checkpoint: Checkpoint, strict: bool = True) ->
         for name, raw in raw_names.items()
         if name in stored and _form(stored[name]) != _form(current[raw])
     ]
-    arch = getattr(unwrap(model), "arch", None)
-    is_other_arch = None not in (arch, checkpoint.arch) and arch != checkpoint.arch
-    if is_other_arch or missing or unlike or (strict and unexpected):
+    if _is_other_arch(model, checkpoint) or missing or unlike or (strict and unexpected):
         faults = [f"{len(unlike)} of another form, first '{unlike[0]}"] if unlike else []
         for names, kind in ((missing, "missing"), (unexpected, "unexpected")):
             faults += [f"{len(names)} {kind}, first '{names[0]}'"] if names else []
-        reason, remedy = _reason_and_remedy(checkpoint, is_other_arch, bool(unlike))
-        stored_arch = "an unknown model" if checkpoint.arch is None else f"'{checkpoint.arch}'"
-        models = f"the checkpoint is of {stored_arch}, the model is '{arch or type(unwrap(model)).__name__}'"
-        raise CheckpointError(f"{checkpoint.path}: {reason}: {'; '.join([models, *faults, remedy])}")
+        reason, remedy = _reason_and_remedy(model, checkpoint, bool(unlike))
+        raise CheckpointError(
+            f"{checkpoint.path}: {reason}: {'; '.join([_models(model, checkpoint), *faults, remedy])}"
+        )
+    if strict:
+        _check_masks(model, checkpoint)
     if unexpected:
         _logger.warning("%s: left aside, having no place in the model: %s", checkpoint.path, unexpected)
     current.update({raw: stored[name] for name, raw in raw_names.items() if name in stored})
     model.load_state_dict(current)
 
 
-def restore_optimizer(
-    model: nn.Module, checkpoint: Checkpoint, optimizer: Optimizer | None = None
-) -> Optimizer | None:
-    """Give an optimizer the state it had, or rebuild the one that was saved.
+def restore_quantizer(model: nn.Module, checkpoint: Checkpoint) -> Quantizer | None:
+    """Prepare a floating-point model as the checkpoint's was, so that its weights fit.
 
     Args:
-        model: the model whose parameters are optimized, where it is to stay.
-        optimizer: of the class and with the parameters of the saved one; None rebuilds it, which
-            is possible for SGD, Adam and AdamW.
+        model: the model as it was before quantization; changed in place.
 
     Returns:
-        The optimizer; as it was given when the checkpoint has no state for one.
+        The quantizer; None when the checkpoint is not of a quantized model.
 
     Raises:
-        CheckpointError: the saved optimizer is another one, or cannot be rebuilt.
+        CheckpointError: the checkpoint is of another model, or its quantizer cannot be rebuilt.
     """
-    saved = checkpoint.optimizer
-    if saved is None:
-        return optimizer
-    try:
-        kind, groups, state = saved["class"], saved["param_names"], saved["state_dict"]
-        if optimizer is None:
-            optimizer = _rebuilt_optimizer(model, checkpoint, kind, groups)
-        given = type(optimizer).__name__
-        if given != kind:
-            raise CheckpointError(f"{checkpoint.path}: its optimizer is {kind}, got {given}; use {kind}")
-        if optimizer_param_names(model, optimizer) != groups:
-            raise CheckpointError(
-                f"{checkpoint.path}: its optimizer has other parameters, or in other groups; "
-                "build the optimizer as in the run that was saved, or start with a fresh one"
-            )
-        optimizer.load_state_dict(copy.deepcopy(state))
-    except CheckpointError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
+    if checkpoint.quantizer is None:
+        return None
+    if _is_other_arch(model, checkpoint):
         raise CheckpointError(
-            f"{checkpoint.path}: its optimizer's state does not fit ({error}); start with a fresh optimizer"
+            f"{checkpoint.path}: is of another model: {_models(model, checkpoint)}; "
+            f"create the model as '{checkpoint.arch}'"
+        )
+    try:
+        return rebuild_quantized(model, checkpoint.quantizer)
+    except DistillerError as error:
+        raise CheckpointError(
+            f"{checkpoint.path}: is of a quantized model, and this one cannot be quantized alike: {error}"
         ) from error
-    return optimizer
+
+
+def restore_scheduler(
+    scheduler: CompressionScheduler, checkpoint: Checkpoint, masks_only: bool = False
+) -> None:
+    """Give a scheduler the masks, and its policies the states, that a checkpoint holds.
+
+    Args:
+        scheduler: of the model that the checkpoint's weights are in.
+        masks_only: leave the policies' states aside: the schedule is another one, or begins anew.
+
+    Raises:
+        CheckpointError: the checkpoint is of another schedule or model, or a state is malformed.
+    """
+    _check_masks(scheduler.model, checkpoint)
+    state = dict(checkpoint.scheduler or {"masks": checkpoint.masks})
+    if masks_only:
+        state.pop("policies", None)
+    fault = _rates_fault(scheduler, state)
+    if fault is not None:
+        raise CheckpointError(f"{checkpoint.path}: {fault}")
+    try:
+        scheduler.load_state_dict(state)
+    except DistillerError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from error
+    except Exception as error:  # each policy and pruner has a state of its own
+        raise CheckpointError(
+            f"{checkpoint.path}: 'scheduler.policies' has a state that does not fit its policy "
+            f"({type(error).__name__}: {error}); start anew from the checkpoint's weights"
+        ) from error
 
 
 def load_checkpoint(
@@ -233,8 +251,12 @@ def load_checkpoint(
     for note in checkpoint.notes:
         _logger.warning("%s: %s", checkpoint.path, note)
     optimizer = restore_optimizer(model, checkpoint, optimizer)
+    scheduler = None
+    if checkpoint.scheduler is not None or checkpoint.masks:
+        scheduler = CompressionScheduler(model)
+        restore_scheduler(scheduler, checkpoint, masks_only=True)
     start_epoch = 0 if checkpoint.epoch is None else checkpoint.epoch + 1
-    return model, _mask_scheduler(model, checkpoint), optimizer, start_epoch
+    return model, scheduler, optimizer, start_epoch
 
 
 def load_lean_checkpoint(
@@ -252,9 +274,23 @@ def _form(value: Any) -> str:
     return f"{tuple(value.shape)} {kind}"
 
 
-def _reason_and_remedy(checkpoint: Checkpoint, is_other_arch: bool, forms_differ: bool) -> tuple[str, str]:
+def _arch(model: nn.Module) -> str | None:
+    return getattr(unwrap(model), "arch", None)
+
+
+def _is_other_arch(model: nn.Module, checkpoint: Checkpoint) -> bool:
+    arch = _arch(model)
+    return None not in (arch, checkpoint.arch) and arch != checkpoint.arch
+
+
+def _models(model: nn.Module, checkpoint: Checkpoint) -> str:
+    stored = "an unknown model" if checkpoint.arch is None else f"'{checkpoint.arch}'"
+    return f"the checkpoint is of {stored}, the model is '{_arch(model) or type(unwrap(model)).__name__}'"
+
+
+def _reason_and_remedy(model: nn.Module, checkpoint: Checkpoint, forms_differ: bool) -> tuple[str, str]:
     """Why a checkpoint does not fit a model, and what to do about it."""
-    if is_other_arch:
+    if _is_other_arch(model, checkpoint):
         return "is of another model", f"create the model as '{checkpoint.arch}'"
     if checkpoint.thinning_recipes and forms_differ:
         count = len(checkpoint.thinning_recipes)
@@ -262,12 +298,33 @@ def _reason_and_remedy(checkpoint: Checkpoint, is_other_arch: bool, forms_differ
             f"is physically thinned and carries {count} thinning recipe{'s' if count > 1 else ''}",
             "give a model with the same filters and channels removed, or a checkpoint from before thinning",
         )
-    if checkpoint.quantizer is not None:
+    if checkpoint.quantizer is not None and _awaits_quantization(model, checkpoint.state_dict):
         return (
-            f"is of a model that {checkpoint.quantizer.get('class')} has prepared",
+            f"is of a model that {checkpoint.quantizer['class']} has prepared",
             "prepare the model with the same quantizer first",
         )
     return "is of another model", "give a checkpoint of this model"
+
+
+def _awaits_quantization(model: nn.Module, quantized_state: Mapping[str, Any]) -> bool:
+    """Whether a quantized model's layers have the weights of the model's, which is not quantized yet."""
+    if hasattr(unwrap(model), "quantizer_metadata"):
+        return False
+    current = canonical_state_dict(model)
+    names = {name.replace("wrapped_module.", ""): value for name, value in quantized_state.items()}
+    weights = {name: value for name, value in names.items() if name.rpartition(".")[2] == "weight"}
+    return all(name in current and _form(value) == _form(current[name]) for name, value in weights.items())
+
+
+def _check_masks(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """See to it that masks, their rules and the dense copies behind them are of this model's parameters."""
+    prefix, state = "scheduler.", checkpoint.scheduler
+    if state is None:
+        prefix, state = "compression_sched.", {"masks": checkpoint.masks}
+    try:
+        MaskStore(model).check_state(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.path}: {prefix}{error}") from error
 
 
 def _created_model(checkpoint: Checkpoint) -> nn.Module:
@@ -277,29 +334,26 @@ def _created_model(checkpoint: Checkpoint) -> nn.Module:
             f"{checkpoint.path}: its model cannot be created: the file does not say its {lacking}; "
             "create the model and pass it"
         )
-    return create_model(False, checkpoint.dataset, checkpoint.arch, parallel=False)
+    try:
+        return create_model(False, checkpoint.dataset, checkpoint.arch, parallel=False)
+    except DistillerError as error:
+        raise CheckpointError(f"{checkpoint.path}: its model cannot be created: {error}") from error
 
 
-def _mask_scheduler(model: nn.Module, checkpoint: Checkpoint) -> CompressionScheduler | None:
-    if checkpoint.scheduler is None and not checkpoint.masks:
-        return None
-    state = {"masks": checkpoint.masks} if checkpoint.scheduler is None else checkpoint.scheduler
-    scheduler = CompressionScheduler(model)
-    scheduler.load_state_dict({key: value for key, value in state.items() if key != "policies"})
-    return scheduler
-
-
-def _rebuilt_optimizer(model: nn.Module, checkpoint: Checkpoint, kind: str, groups: list[Any]) -> Optimizer:
-    params = dict(named_parameters(model))
-    strangers = [name for group in groups for name in group if name not in params]
-    if kind not in _OPTIMIZERS or strangers:
-        known = ", ".join(_OPTIMIZERS)
-        why = "it trains parameters that are not the model's" if strangers else f"it is not one of {known}"
-        raise CheckpointError(
-            f"{checkpoint.path}: its optimizer {kind} cannot be rebuilt: {why}; create it and pass it"
-        )
-    # The hyper-parameters come with the state.
-    return _OPTIMIZERS[kind]([{"params": [params[name] for name in group]} for group in groups], lr=0.1)
+def _rates_fault(scheduler: CompressionScheduler, state: Mapping[str, Any]) -> str | None:
+    """What is wrong with the saved states of learning rates: torch takes anything for one."""
+    for index, (entry, saved) in enumerate(zip(scheduler.policies, state.get("policies", []), strict=False)):
+        if entry.name != saved["name"] or not isinstance(entry.policy, LRPolicy):
+            continue
+        place = ("scheduler", "policies", index, "state")
+        fresh, rates = entry.policy.state_dict(), entry.policy.lr_scheduler
+        taken = [key for key in saved["state"] if key not in fresh and hasattr(rates, key)]
+        if taken:  # a method, say, which the state would cover
+            return f"'{key_path(*place, taken[0])}' is unknown"
+        fault = unlike(saved["state"], fresh, *place)
+        if fault is not None:
+            return fault
+    return None
 
 
 def _reason(error: BaseException) -> str:

@@ -1,6 +1,6 @@
 """What a checkpoint holds: its fields as read, and the plain data they are written as.
 
-Knows nothing about where files lie, and takes the scheduler's state as it is.
+Knows nothing about where files lie; what each part must look like is in `checkpoint_schema.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from distiller.apputils.checkpoint_schema import check_document, shown
 from distiller.apputils.rng_state import capture_rng_state
 from distiller.errors import CheckpointError
 from distiller.names import canonical_state_dict, named_parameters, unwrap
@@ -25,23 +26,9 @@ from distiller.names import canonical_state_dict, named_parameters, unwrap
 FORMAT = "distiller checkpoint"
 FORMAT_VERSION = 1
 
-_KINDS: dict[str, tuple[type, ...]] = {
-    "epoch": (int,),
-    "arch": (str, NoneType),
-    "dataset": (str, NoneType),
-    "input_shape": (tuple, NoneType),
-    "state_dict": (dict,),
-    "optimizer": (dict, NoneType),
-    "scheduler": (dict, NoneType),
-    "quantizer": (dict, NoneType),
-    "thinning_recipes": (list,),
-    "rng": (dict,),
-    "extras": (dict,),
-}
-
 
 class Stateful(Protocol):
-    """Something with a state to save, such as a CompressionScheduler."""
+    """Something with a state like a CompressionScheduler's: masks, rules, dense copies, policies."""
 
     def state_dict(self) -> dict[str, Any]:
         """The state as plain data and tensors."""
@@ -100,7 +87,8 @@ def document_of(
     """What `save_checkpoint` writes: everything as plain data.
 
     Raises:
-        CheckpointError: something is not plain data; names the place, such as `extras.scores[2]`.
+        CheckpointError: something is not plain data, or could not be read back as what it must be; names
+            the place, such as `extras.scores[2]`.
     """
     if extras is not None and not isinstance(extras, dict):
         raise CheckpointError(f"save_checkpoint: 'extras' must be a dict, got a {type(extras).__name__}")
@@ -121,7 +109,7 @@ def document_of(
         "extras": kept,
     }
     plain = {key: _plain(value, key) for key, value in contents.items()}
-    _check_kinds(plain, "save_checkpoint")
+    check_document(plain, "save_checkpoint")
     return {"format": FORMAT, "format_version": FORMAT_VERSION, **plain}
 
 
@@ -131,16 +119,20 @@ def fields_of(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is damaged, of another version, or made by other means.
     """
-    version = document.get("format_version")
+    content = dict(document)
+    kind, version = content.pop("format", None), content.pop("format_version", None)
+    if not isinstance(kind, str) or kind != FORMAT:
+        raise CheckpointError(f"{path}: 'format' must be '{FORMAT}', got {shown(kind)}")
+    if type(version) is not int:
+        raise CheckpointError(f"{path}: 'format_version' must be a whole number, got {shown(version)}")
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: has format version {version}, this library reads {FORMAT_VERSION}; "
             "use the library's version that wrote it"
         )
     _check_sums(path)
-    _check_kinds(document, str(path))
-    fields = {key: document[key] for key in _KINDS}
-    return {**fields, "thinning_recipes": tuple(document["thinning_recipes"])}
+    check_document(content, str(path))
+    return {**content, "thinning_recipes": tuple(content["thinning_recipes"])}
 
 
 def optimizer_param_names(model: nn.Module, optimizer: Optimizer) -> list[list[str | None]]:
@@ -191,15 +183,6 @@ def _plain_key(key: Any, where: str) -> Any:
             f"save_checkpoint: '{where}' has a {type(key).__name__} for a key; use strings or numbers"
         )
     return plain
-
-
-def _check_kinds(document: Mapping[str, Any], where: str) -> None:
-    for key, kinds in _KINDS.items():
-        if not isinstance(document.get(key), kinds):
-            wanted = " or ".join(kind.__name__ for kind in kinds)
-            raise CheckpointError(
-                f"{where}: '{key}' must be {wanted}, got {type(document.get(key)).__name__}"
-            )
 
 
 def _check_sums(path: Path) -> None:

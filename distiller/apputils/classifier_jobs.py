@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib
 import logging
+import shlex
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,16 +23,18 @@ from torch import Tensor, nn
 from distiller.apputils.checkpoint import save_checkpoint
 from distiller.apputils.classifier_training import ClassifierTraining
 from distiller.apputils.image_classifier import ClassifierCompressor, Run
-from distiller.apputils.results_card import ResultsCard
+from distiller.apputils.results_card import ResultsCard, build_card
 from distiller.apputils.training_loop import evaluate as evaluate_loop
+from distiller.atomic_file import remove_stale_parts
 from distiller.config import config_component_from_file_by_class
 from distiller.data_loggers.collector import collector_context
 from distiller.data_loggers.quant_stats import STATS_FILE, QuantCalibrationStatsCollector
 from distiller.dummy_input import get_dummy_input
-from distiller.errors import UsageError
+from distiller.errors import UnknownNameError, UsageError
 from distiller.model_summaries import model_summary
 from distiller.names import unwrap
 from distiller.quantization import PostTrainLinearQuantizer
+from distiller.quantization.ptq_settings import parse_multiplier_bits
 from distiller.sensitivity.axes import find_axis, sparsity_levels
 from distiller.sensitivity.engine import applicable_parameters
 from distiller.sensitivity.log import SETTINGS_NAME
@@ -65,6 +69,7 @@ def run_job(args: Namespace, open_run: Callable[[], Run]) -> ResultsCard | None:
     job = choose_job(args)
     if args.compress and job is not train:
         _LOG.warning("--compress %s: without effect, this job does not train", args.compress)
+    _import_plugins(args.plugin)
     compressor = ClassifierCompressor(args, open_run)
     if compressor.is_quantized and job is not evaluate:
         raise UsageError(
@@ -77,6 +82,26 @@ def run_job(args: Namespace, open_run: Callable[[], Run]) -> ResultsCard | None:
     return card
 
 
+def how_to_go_on(args: Namespace, folder: Path | None) -> str | None:
+    """The flag that goes on with a job that was interrupted; None when there is nothing to go on with.
+
+    Args:
+        args: the flags by name.
+        folder: the run's, if it had been made.
+    """
+    job = choose_job(args)
+    if job is sweep_sensitivity:
+        flag, left = "--sense-resume", Path(args.sense_resume) if args.sense_resume else folder
+        is_there = left is not None and (left / SETTINGS_NAME).is_file()
+    elif job is train and folder is not None:
+        name = f"{args.name}_checkpoint.pth.tar" if args.name else "checkpoint.pth.tar"
+        flag, left = "--resume-from", folder / name
+        is_there = left.is_file()
+    else:
+        return None
+    return f"{flag} {shlex.quote(str(left))}" if is_there else None
+
+
 def summaries(args: Namespace) -> list[str]:
     """The summaries that `--summary` asks for; changes and writes nothing."""
     compressor = ClassifierCompressor(args)
@@ -85,17 +110,14 @@ def summaries(args: Namespace) -> list[str]:
 
 def dry_run(args: Namespace) -> str:
     """What each policy of the schedule touches in which epochs; changes and writes nothing."""
+    _import_plugins(args.plugin)
     compressor = ClassifierCompressor(args)
     optimizer = compressor.make_optimizer()
     scheduler = compressor.make_scheduler(optimizer)
     lines = [
         f"{args.compress} on {args.arch}: {len(scheduler.policies)} policies, epochs 0..{args.epochs - 1}"
     ]
-    lines += [
-        f"  never: {entry.name} begins in epoch {entry.window.start}, after the end of training"
-        for entry in scheduler.policies
-        if entry.window.start >= args.epochs
-    ]
+    lines += [f"  note: {note}" for note in scheduler.idle_notes(0, args.epochs)]
     begin, before = 0, scheduler.describe(0, optimizer)
     for epoch in range(1, args.epochs + 1):
         now = scheduler.describe(epoch, optimizer) if epoch < args.epochs else None
@@ -108,7 +130,11 @@ def dry_run(args: Namespace) -> str:
 
 def train(compressor: ClassifierCompressor) -> ResultsCard:
     """Train under the schedule, then test."""
-    return ClassifierTraining(compressor).run()
+    training = ClassifierTraining(compressor)
+    if compressor.goes_on and compressor.checkpoint is not None:
+        _ = compressor.data, compressor.run  # from here on files are changed
+        remove_stale_parts(compressor.checkpoint.path.parent)
+    return training.run()
 
 
 def evaluate(compressor: ClassifierCompressor) -> ResultsCard:
@@ -126,7 +152,11 @@ def collect_statistics(compressor: ClassifierCompressor) -> None:
 
 
 def quantize_and_evaluate(compressor: ClassifierCompressor) -> ResultsCard:
-    """Test the model, quantize it, test it again, and save the quantized checkpoint."""
+    """Test the model, quantize it, test it again, and save the quantized checkpoint.
+
+    The uncompressed model on the card is the one that the checkpoint knows of; this one, when it is
+    not pruned and knows of none.
+    """
     args = compressor.args
     _ = compressor.data
     dense = copy.deepcopy(compressor.model)
@@ -141,9 +171,16 @@ def quantize_and_evaluate(compressor: ClassifierCompressor) -> ResultsCard:
     before = compressor.test(dense)
     _LOG.info("--- test after quantization (simulated) ---------------------")
     after = compressor.test()
-    reference = compressor.measure(dense, before)
-    card = compressor.card(after, reference, dense)
-    extras = {"quantized_top1": after.top1, "reference": asdict(reference)}
+    figures = compressor.measure(dense, before)
+    card = compressor.card(after, figures, dense)
+    uncompressed = compressor.known_reference()
+    if uncompressed is not None or compressor.is_pruned(figures):
+        card = build_card(card.measured, uncompressed, before=card.reference)
+    extras = {
+        "quantized_top1": after.top1,
+        "reference": None if card.reference is None else asdict(card.reference),
+        "before_quantization": None if card.before is None else asdict(card.before),
+    }
     name = f"{args.name}_quantized" if args.name else "quantized"
     path = save_checkpoint(0, args.arch, compressor.model, extras=extras, name=name, dir=folder)
     _LOG.info("Saved quantized checkpoint to: %s", path)
@@ -185,6 +222,22 @@ def sweep_sensitivity(compressor: ClassifierCompressor) -> None:
     _LOG.info("Saved %s and %s", target / "sensitivity.csv", picture)
 
 
+def _import_plugins(packages: Iterable[str]) -> None:
+    """Import the packages of the user's own, so that what is wrong with one is told at once.
+
+    Raises:
+        UnknownNameError: there is no such package, or its code fails.
+    """
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except Exception as error:
+            raise UnknownNameError(
+                f"--plugin {package}: cannot be imported, {type(error).__name__}: {error}; "
+                "give a package that lies in the current folder or is installed"
+            ) from error
+
+
 def _fingerprint(indices: Tensor) -> str:
     """A short text that is another one for other images, or another order."""
     return hashlib.sha256(indices.numpy().tobytes()).hexdigest()[:16]
@@ -211,6 +264,7 @@ def _make_quantizer(
     if args.qe_stats_file or args.qe_dynamic or is_weights_only:
         return PostTrainLinearQuantizer.from_args(model, args), None
     # What is wrong with the flags is told before statistics are collected, which may take long.
+    parse_multiplier_bits(args.qe_scale_approx_bits, "--qe-scale-approx-bits")
     PostTrainLinearQuantizer.from_args(model, _with(args, qe_dynamic=True, qe_scale_approx_bits=None))
     portion = args.qe_calibration or DEFAULT_CALIBRATION
     if args.qe_calibration is None:

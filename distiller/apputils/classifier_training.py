@@ -17,18 +17,21 @@ from distiller.apputils.checkpoint import (
     read_checkpoint,
     restore_optimizer,
     restore_rng_state,
+    restore_scheduler,
     save_checkpoint,
 )
 from distiller.apputils.image_classifier import ClassifierCompressor
+from distiller.apputils.measurement import Measurement
 from distiller.apputils.meters import EvalResult
 from distiller.apputils.progress import EpochProgress
-from distiller.apputils.results_card import Measurement, ResultsCard
+from distiller.apputils.results_card import ResultsCard
 from distiller.apputils.scores import ScoreTracker
 from distiller.apputils.training_loop import train_epoch
 from distiller.atomic_file import write_whole
 from distiller.data_loggers.loggers import EpochRecord
 from distiller.errors import DivergenceError, UsageError
 from distiller.names import named_parameters
+from distiller.tensor_stats import sparsity_2D
 
 _LOG = logging.getLogger(__name__)
 
@@ -77,6 +80,8 @@ class ClassifierTraining:
         _ = self.compressor.run  # opened: from here on files are written
         self._carry_best_over()
         self._find_reference()
+        for note in self.scheduler.idle_notes(self.start, self.args.epochs):
+            _LOG.warning(note)
         _LOG.info(self.tracker.rule)
         checkpoint = self.compressor.checkpoint
         if self.start > 0 and checkpoint is not None and checkpoint.rng is not None:
@@ -93,10 +98,10 @@ class ClassifierTraining:
         if checkpoint is None or not self.args.resumed_checkpoint_path:
             return 0
         goes_on = not self.args.reset_optimizer and checkpoint.epoch is not None
-        state = dict(checkpoint.scheduler or {"masks": checkpoint.masks})
-        if (not goes_on or not self.scheduler.policies) and state.pop("policies", None) and goes_on:
+        takes_policies = goes_on and bool(self.scheduler.policies)
+        if goes_on and not takes_policies and (checkpoint.scheduler or {}).get("policies"):
             _LOG.warning("no --compress: the checkpoint's masks stay in force, its schedule does not go on")
-        self.scheduler.load_state_dict(state)
+        restore_scheduler(self.scheduler, checkpoint, masks_only=not takes_policies)
         if not goes_on:
             return 0
         restore_optimizer(self.model, checkpoint, self.optimizer)
@@ -126,15 +131,18 @@ class ClassifierTraining:
             write_whole(folder.path / f"{prefix}best.pth.tar", best.read_bytes())
 
     def _find_reference(self) -> None:
-        """What the run knows of the uncompressed model: the weights it starts from, if they were trained."""
+        """What the run knows of the uncompressed model: what it starts from, if trained and not pruned."""
         compressor = self.compressor
         self._reference = compressor.known_reference()
         was_trained = compressor.checkpoint is not None or self.args.pretrained
         if self._reference or self.start > 0 or not was_trained or self.scheduler.masks.masked():
             return
+        if compressor.is_pruned(compressor.measure(self.model, None)):
+            return
         _LOG.info("--- test of the model to start from ---------------------")
         self._dense = copy.deepcopy(self.model)
-        self._reference = compressor.measure(self._dense, compressor.test(self._dense))
+        figures = compressor.measure(self._dense, compressor.test(self._dense))
+        [self._reference] = compressor.with_latencies((figures, self._dense))
 
     def _train_one_epoch(self, epoch: int) -> None:
         begin = time.perf_counter()
@@ -170,6 +178,7 @@ class ClassifierTraining:
     ) -> None:
         """Log the epoch, rank it, and save it."""
         by_param, total, nnz = weight_sparsity(self.model)
+        kernels = kernel_sparsity(self.model)
         is_complete = self.scheduler.pruning_is_complete(epoch)
         is_best = self.tracker.step(epoch, valid.top1, valid.top5, valid.loss, total, nnz, is_complete)
         record = EpochRecord(
@@ -179,6 +188,7 @@ class ClassifierTraining:
         for logger in self.compressor.run.loggers:
             logger.log_validation(epoch, valid.loss, valid.top1, valid.top5)
             logger.log_weight_sparsity(epoch, by_param, total)
+            logger.log_kernel_sparsity(epoch, kernels)
             logger.log_epoch(record)
         for score in self.tracker.best():
             _LOG.info(score.line())
@@ -219,3 +229,8 @@ def weight_sparsity(model: nn.Module) -> tuple[dict[str, float], float, int]:
             zeros += param.numel() - kept
             elements += param.numel()
     return by_param, zeros / elements if elements else 0.0, nonzeros
+
+
+def kernel_sparsity(model: nn.Module) -> dict[str, float]:
+    """The fraction of all-zero kernels (convolutions) or rows (matrices) of each weight tensor."""
+    return {name: sparsity_2D(param) for name, param in named_parameters(model) if param.dim() >= 2}

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from distiller.apputils.dataset_sources import DecodedDataset, LabelledImages, check_labels
 from distiller.dataset_facts import DatasetFacts
-from distiller.errors import DatasetError
+from distiller.errors import DatasetError, users_code
 from distiller.registry import load_dotted
 
 
@@ -32,13 +32,41 @@ def decode_from_function(path: str, folder: Path | None) -> DecodedDataset:
     Raises:
         UnknownNameError: there is no such function.
         DatasetError: it does not return a pair (train, test), each a torch `Dataset` or a
-            pair (images, labels), both of the same square shape.
+            pair (images, labels), both of the same square shape; or it fails.
     """
     module, _, function_name = path.partition(":")
     if not (module and function_name):
         raise DatasetError(f"dataset: a function is given as package.module:function, got '{path}'")
     function = load_dotted(f"{module}.{function_name}", (module.partition(".")[0],), "data set function")
-    returned = function(folder)
+    with users_code(
+        path, "; it is called with DATASET_DIR, or None, and returns (train, test)", DatasetError
+    ):
+        return _decoded(path, function(folder))
+
+
+def float_item(dataset: Dataset, index: int) -> tuple[Tensor, int]:
+    """One (image, label) of a user's data set.
+
+    Raises:
+        DatasetError: it is not a pair of a float tensor (C, H, W) and a whole number, or fails.
+    """
+    with users_code(f"{type(dataset).__name__}[{index}]", kind=DatasetError):
+        item: Any = dataset[index]
+    match item:
+        case (Tensor() as image, label) if image.is_floating_point() and image.ndim == 3 and _is_whole(label):
+            return image, int(label)
+    got = (
+        ", ".join(_described(value) for value in item)
+        if isinstance(item, (tuple, list))
+        else _described(item)
+    )
+    raise DatasetError(
+        f"{type(dataset).__name__}[{index}]: must be (float tensor (C, H, W), label), got {got}; "
+        "give the data set a transform that ends in such a tensor"
+    )
+
+
+def _decoded(path: str, returned: Any) -> DecodedDataset:
     if not (isinstance(returned, (tuple, list)) and len(returned) == 2):
         raise DatasetError(f"{path}: must return (train, test), got {type(returned).__name__}")
     train, test = _source(returned[0], f"{path}, train"), _source(returned[1], f"{path}, test")
@@ -55,25 +83,11 @@ def decode_from_function(path: str, folder: Path | None) -> DecodedDataset:
     return DecodedDataset(facts, train, test)
 
 
-def float_item(dataset: Dataset, index: int) -> tuple[Tensor, int]:
-    """One (image, label) of a user's data set.
-
-    Raises:
-        DatasetError: it is not a pair of a float tensor (C, H, W) and a whole number.
-    """
-    item: Any = dataset[index]
-    match item:
-        case (Tensor() as image, label) if image.is_floating_point() and image.ndim == 3:
-            return image, int(label)
-    got = (
-        ", ".join(_described(value) for value in item)
-        if isinstance(item, (tuple, list))
-        else _described(item)
-    )
-    raise DatasetError(
-        f"{type(dataset).__name__}[{index}]: must be (float tensor (C, H, W), label), got {got}; "
-        "give the data set a transform that ends in such a tensor"
-    )
+def _is_whole(label: Any) -> bool:
+    try:
+        return bool(int(label) == label)
+    except (TypeError, ValueError, RuntimeError):
+        return False
 
 
 def _source(part: Any, where: str) -> LabelledImages | Dataset:

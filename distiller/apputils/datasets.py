@@ -8,7 +8,7 @@ Knows nothing about splits, order, augmentation, normalization or models.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from http.client import HTTPException
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def dataset_info(name: str, data_dir: str | Path | None = None) -> DatasetFacts:
     """What a network has to know of a data set: classes, image shape, normalization.
 
     The facts of an image folder come from its folders, those of `package.module:function` from
-    what the function returns; of the others no file is read.
+    what the function returns (which `decode_dataset` then has from here); of the others no file is read.
 
     Args:
         name: a registered name, or `package.module:function`.
@@ -65,10 +65,12 @@ def decode_dataset(
     """
     folder = None if data_dir is None else Path(data_dir).expanduser()
     if ":" in name:
-        return decode_from_function(name, folder)
+        return _decoded_once(name, folder)
     if name not in DATASETS:
         hint = did_you_mean(name, DATASETS) or "; a function is given as package.module:function"
         raise UnknownNameError(f"dataset: there is no '{name}', only {', '.join(DATASETS)}{hint}")
+    if name in _EMBEDDED and folder is not None and not folder.exists():
+        raise DatasetError(f"{name}: {folder}: no such folder; leave DATASET_DIR out, {name} needs none")
     try:
         return DATASETS[name](folder, download, test_only)
     except OSError as error:
@@ -177,6 +179,13 @@ def _image_folder(name: str, folder: Path | None, download: bool, test_only: boo
     return DecodedDataset(facts, train, test)
 
 
+@lru_cache(maxsize=1)
+def _decoded_once(function: str, folder: Path | None) -> DecodedDataset:
+    """The user's function is called once, for the facts and the data: it may take long, or draw at random."""
+    return decode_from_function(function, folder)
+
+
+_EMBEDDED = ("digits", "synthetic")
 _TORCHVISION_CLASS = {
     "mnist": "MNIST",
     "fashion-mnist": "FashionMNIST",

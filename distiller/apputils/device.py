@@ -30,8 +30,8 @@ def choose_device(
         return (torch.device("cuda", 0), list(range(available))) if available else (torch.device("cpu"), None)
     try:
         chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.ones(1, device=chosen).tolist()  # the device `meta` has shapes, but no numbers
+    except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--device {device}: cannot be used here: {reason}; try --device cpu") from error
     return chosen, None

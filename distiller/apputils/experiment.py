@@ -22,6 +22,8 @@ import torch
 
 from distiller.errors import UsageError
 
+_LONGEST_NAME = 128  # bytes; the names of files made from it must stay within the 255 of most file systems
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -63,6 +65,11 @@ def create_run_folder(
     """
     if name and (Path(name).name != name or "\\" in name or "\0" in name):
         raise UsageError(f"name: cannot be part of a folder's name, got '{name}'; leave out '/' and '\\'")
+    size = len((name or "").encode(errors="surrogateescape"))
+    if size > _LONGEST_NAME:
+        raise UsageError(
+            f"name: is part of file names and may have {_LONGEST_NAME} bytes, got {size}; give a shorter one"
+        )
     contents = [(Path(file).name, _read(Path(file))) for file in config_files]
     stamp = (now or datetime.now()).strftime("%Y.%m.%d-%H%M%S")
     out_dir = Path(os.path.abspath(Path(out_dir).expanduser()))  # noqa: PTH100 - keeps links in the path

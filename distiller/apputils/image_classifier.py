@@ -22,35 +22,34 @@ from torch import nn
 from torch.optim import Optimizer
 
 from distiller.apputils.checkpoint import (
+    Checkpoint,
     load_state,
     read_checkpoint,
+    restore_quantizer,
 )
 from distiller.apputils.data_loaders import DataBundle, load_data
 from distiller.apputils.datasets import dataset_info
 from distiller.apputils.determinism import set_deterministic
 from distiller.apputils.device import choose_device
 from distiller.apputils.experiment import RunFolder
+from distiller.apputils.measurement import Measurement, measure, measurement_of, with_latencies
 from distiller.apputils.meters import EvalResult
 from distiller.apputils.progress import EpochProgress
-from distiller.apputils.results_card import (
-    Measurement,
-    ResultsCard,
-    build_card,
-    measure,
-    measurement_of,
-    with_latencies_in_turns,
-)
+from distiller.apputils.results_card import ResultsCard, build_card
 from distiller.apputils.training_loop import evaluate
 from distiller.config import file_config
 from distiller.data_loggers.loggers import Logger, NullLogger
 from distiller.dataset_facts import infer_dataset
-from distiller.errors import UsageError
+from distiller.errors import CheckpointError, UsageError, users_code
 from distiller.model_summaries import total_macs
 from distiller.models import create_model, input_shape_for
-from distiller.quantization import rebuild_quantized, stored_params
+from distiller.quantization import stored_params
 from distiller.scheduler import CompressionScheduler
 
 _LOG = logging.getLogger(__name__)
+_LATENCY_MACS = 250 * 10**9
+"""Work of a timed mini-batch: about ten seconds of one core. Small ones are timed whatever they cost."""
+_LATENCY_IMAGES = 256
 _OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
@@ -99,6 +98,8 @@ class ClassifierCompressor:
         _LOG.info("Random seed: %d", self.seed)
         set_deterministic(self.seed, args.deterministic)
         self.dataset: str = args.dataset or infer_dataset(args.arch)
+        if self.checkpoint is not None:
+            self._check_run_of(self.checkpoint)
         self.facts = dataset_info(self.dataset, args.data)
         self.input_shape = tuple(input_shape_for(args.arch, self.facts.channels, self.facts.size))
         self.model: nn.Module = create_model(
@@ -116,8 +117,7 @@ class ClassifierCompressor:
         if self.checkpoint is not None:
             for note in self.checkpoint.notes:
                 _LOG.warning("%s: %s", self.checkpoint.path, note)
-            if self.checkpoint.quantizer is not None:
-                rebuild_quantized(self.model, self.checkpoint.quantizer)
+            restore_quantizer(self.model, self.checkpoint)
             load_state(self.model, self.checkpoint)
         self.model.to(self.device)
 
@@ -149,15 +149,41 @@ class ClassifierCompressor:
         """Whether the checkpoint was of a quantized model."""
         return self.checkpoint is not None and self.checkpoint.quantizer is not None
 
+    @property
+    def trains(self) -> bool:
+        """Whether the flags ask for training and no other job."""
+        args = self.args
+        return not (args.evaluate or args.sensitivity or args.summary or args.qe_calibration is not None)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the flags ask for the training of the checkpoint to go on where it ended."""
+        return self.trains and bool(self.args.resumed_checkpoint_path) and not self.args.reset_optimizer
+
     def known_reference(self) -> Measurement | None:
         """The figures of the uncompressed model that the checkpoint keeps."""
-        if self.checkpoint is None or self.checkpoint.extras.get("reference") is None:
-            return None
-        return measurement_of(self.checkpoint.extras["reference"], source=str(self.checkpoint.path))
+        return self._kept_figures("reference")
+
+    def is_pruned(self, figures: Measurement) -> bool:
+        """Whether this model, or its checkpoint's masks, have more zeros than training leaves.
+
+        Args:
+            figures: of the model in float32.
+        """
+        return figures.has_pruned_weights or self._has_masks_that_prune()
 
     def make_optimizer(self) -> Optimizer:
-        """The optimizer that the flags ask for."""
+        """The optimizer that the flags ask for.
+
+        Raises:
+            UsageError: the model has nothing to train.
+        """
         args = self.args
+        if not any(param.requires_grad for param in self.model.parameters()):
+            raise UsageError(
+                f"arch: '{args.arch}' has no parameters that can be trained; "
+                "give a model that has some, or test this one with --evaluate"
+            )
         options: dict[str, Any] = {"lr": args.lr, "weight_decay": args.weight_decay}
         if args.optimizer == "sgd":
             options["momentum"] = args.momentum
@@ -181,24 +207,27 @@ class ClassifierCompressor:
         return result
 
     @property
-    def test_batch(self) -> int:
-        """The images in a mini-batch of the test set."""
-        return min(self.args.batch_size, self.data.test.num_samples)
+    def latency_batch(self) -> int:
+        """The images of a mini-batch that is timed: the evaluation's, fewer when that takes too long."""
+        evaluated = min(self.args.batch_size, self.data.test.num_samples)
+        return min(evaluated, max(_LATENCY_IMAGES, _LATENCY_MACS // max(1, self.macs)))
 
     def measure(self, model: nn.Module, result: EvalResult | None) -> Measurement:
-        """The figures of a model of this architecture."""
+        """The figures of a model of this architecture, all but its latencies."""
         stored = stored_params(model)
         return measure(
             model,
             result,
-            self.input_shape,
-            self.test_batch,
-            device=self.device,
             macs=self.macs,
             bits_by_param=stored.bits,
             per_channel=stored.per_channel,
             stored=stored.tensors,
         )
+
+    def with_latencies(self, *pairs: tuple[Measurement, nn.Module]) -> list[Measurement]:
+        """Figures of models of this architecture with their latencies, measured side by side."""
+        figures, models = zip(*pairs, strict=True)
+        return with_latencies(figures, models, self.input_shape, self.latency_batch, self.device)
 
     def card(
         self,
@@ -208,12 +237,11 @@ class ClassifierCompressor:
     ) -> ResultsCard:
         """The results card of this model; with `reference_model`, latencies of both measured in turns."""
         measured = self.measure(self.model, result)
-        if reference is not None and reference_model is not None:
-            models = (self.model, reference_model)
-            measured, reference = with_latencies_in_turns(
-                measured, reference, models, self.input_shape, self.test_batch, self.device
-            )
-        return build_card(measured, reference)
+        if reference is None or reference_model is None:
+            [measured] = self.with_latencies((measured, self.model))
+        else:
+            measured, reference = self.with_latencies((measured, self.model), (reference, reference_model))
+        return build_card(measured, reference, before=self._kept_figures("before_quantization"))
 
     def _evaluate(self, model: nn.Module, loader: Any, phase: str, epoch: int | None = None) -> EvalResult:
         _LOG.info("%d samples (%d per mini-batch)", loader.num_samples, loader.batch_size)
@@ -242,19 +270,51 @@ class ClassifierCompressor:
             return args.seed
         if args.resumed_checkpoint_path and self.checkpoint is not None and "seed" in self.checkpoint.extras:
             return int(self.checkpoint.extras["seed"])
-        trains = not (args.evaluate or args.sensitivity or args.qe_calibration is not None)
-        return random.SystemRandom().randint(1, 100_000) if trains and not args.deterministic else 0
+        is_drawn = self.trains and not args.deterministic
+        return random.SystemRandom().randint(1, 100_000) if is_drawn else 0
+
+    def _check_run_of(self, checkpoint: Checkpoint) -> None:
+        """See to it that what goes on is the run that the checkpoint is of.
+
+        Raises:
+            CheckpointError: it was on other data.
+        """
+        if checkpoint.dataset not in (None, self.dataset):
+            theirs, ours = checkpoint.dataset, self.dataset
+            told = f"{checkpoint.path}: is of data set '{theirs}', this run is on '{ours}'"
+            if self.goes_on:
+                raise CheckpointError(
+                    f"{told}; give --dataset {theirs}, or take the weights only, with --exp-load-weights-from"
+                )
+            _LOG.warning("%s", told)
+        seed = checkpoint.extras.get("seed")
+        if self.goes_on and seed not in (None, self.seed):
+            _LOG.warning(
+                "--seed %d: the resumed run's seed is %s. With another one the order and augmentation of "
+                "the images change, and which of them validate (some were trained on): the run does not end "
+                "as it would have without the interruption. Leave --seed out to go on with %s",
+                self.seed, seed, seed,
+            )  # fmt: skip
+
+    def _kept_figures(self, name: str) -> Measurement | None:
+        """Figures of another model that the checkpoint keeps in its extras."""
+        if self.checkpoint is None or self.checkpoint.extras.get(name) is None:
+            return None
+        return measurement_of(self.checkpoint.extras[name], source=str(self.checkpoint.path))
+
+    def _has_masks_that_prune(self) -> bool:
+        if self.checkpoint is None:
+            return False
+        masks = self.checkpoint.masks or (self.checkpoint.scheduler or {}).get("masks", {})
+        by_slot = (slots if isinstance(slots, dict) else {"": slots} for slots in masks.values())
+        return any(not mask.all() for slots in by_slot for mask in slots.values())
 
 
 def _check_user_model(model: nn.Module, arch: str, shape: tuple[int, ...], num_classes: int) -> None:
     """See to it that a model of the user's own answers an image with a number for each class."""
     was_training = model.training
-    try:
-        with torch.no_grad():
-            answer = model.eval()(torch.zeros(shape))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"arch: '{arch}' does not take images of shape {shape}: {reason}") from error
+    with users_code(f"arch: '{arch}', given images of shape {shape}"), torch.no_grad():
+        answer = model.eval()(torch.zeros(shape))
     model.train(was_training)
     is_fit = isinstance(answer, torch.Tensor) and answer.dim() == 2 and answer.shape[1] >= num_classes
     if not is_fit:

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distiller.apputils.checkpoint_schema import check_legacy
 from distiller.errors import CheckpointError, did_you_mean
 from distiller.names import strip_wrappers
 
@@ -99,7 +100,7 @@ def legacy_fields(document: Any, path: Path) -> dict[str, Any]:
         path: where it came from, for the errors.
 
     Raises:
-        CheckpointError: there are no weights in it.
+        CheckpointError: there are no weights in it, or something in it is not what it must be.
     """
     if not isinstance(document, dict):
         raise CheckpointError(
@@ -125,7 +126,7 @@ def legacy_fields(document: Any, path: Path) -> dict[str, Any]:
     notes = []
     if not {"optimizer", "optimizer_state_dict"}.isdisjoint(document):
         notes.append("the optimizer state of a Distiller checkpoint is left aside; use a fresh optimizer")
-    return {
+    fields = {
         "state_dict": _canonical_keys(_dict(document, "state_dict", path), "state_dict", path),
         "epoch": _typed(document, "epoch", int, path),
         "arch": _typed(document, "arch", str, path),
@@ -138,6 +139,8 @@ def legacy_fields(document: Any, path: Path) -> dict[str, Any]:
         "extras": extras,
         "notes": tuple(notes),
     }
+    check_legacy(fields, str(path))
+    return fields
 
 
 class _StandIn:
@@ -338,8 +341,8 @@ def _quantizer(metadata: dict[str, Any]) -> dict[str, Any] | None:
 
 def _recipe(recipe: Any, path: Path) -> dict[str, Any]:
     """A ThinningRecipe's two dicts, by canonical names."""
-    parts: Any = recipe.get("args", ()) if isinstance(recipe, dict) and recipe.get("class") == _RECIPE else ()
-    if [type(part) for part in parts] != [dict, dict]:
+    parts: Any = recipe.get("args") if isinstance(recipe, dict) and recipe.get("class") == _RECIPE else None
+    if not isinstance(parts, tuple) or [type(part) for part in parts] != [dict, dict]:
         raise CheckpointError(f"{path}: one of its 'thinning_recipes' is not a ThinningRecipe of two dicts")
     modules, parameters = parts
     return {

@@ -1,11 +1,12 @@
 """Loss and accuracy of a pass over labelled images, without waiting for the device at each step.
 
-Knows nothing about models or loaders: logits and labels in, counts out.
+Knows nothing about models or loaders: logits, labels and losses in, counts and means out.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -94,8 +95,7 @@ class ClassificationMeter:
             loss: scalar, the mean over the batch.
         """
         if self._loss_sum is None or self._correct is None:
-            dtype = torch.float32 if logits.device.type == "mps" else torch.float64
-            self._loss_sum = torch.zeros((), dtype=dtype, device=logits.device)
+            self._loss_sum = torch.zeros((), dtype=_sum_dtype(logits), device=logits.device)
             self._correct = torch.zeros(2, dtype=torch.long, device=logits.device)
         self._n += len(labels)
         self._loss_sum += loss.detach().to(self._loss_sum.dtype) * len(labels)
@@ -122,3 +122,37 @@ class ClassificationMeter:
             self._confusion = torch.zeros(classes, answers, dtype=torch.long, device=logits.device)
         cells = labels * answers + logits.argmax(dim=1)
         self._confusion.view(-1).index_add_(0, cells, torch.ones_like(cells))
+
+
+class LossPartsMeter:
+    """The mean over the images of each named part of the loss, summed on the part's device.
+
+    Weighted as `ClassificationMeter` weighs the loss, so that the parts add up to it.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}  # () in double precision where the device has it
+        self._n: dict[str, int] = {}
+
+    @torch.no_grad()
+    def update(self, parts: Iterable[tuple[str, Tensor]], n: int) -> None:
+        """Take in one batch; does not wait for the device.
+
+        Args:
+            parts: (name, scalar mean over the batch); those of one name are added up.
+            n: images in the batch.
+        """
+        batch: dict[str, Tensor] = {}
+        for name, value in parts:
+            batch[name] = batch[name] + value if name in batch else value
+        for name, value in batch.items():
+            self._sums[name] = self._sums.get(name, 0) + value.detach().to(_sum_dtype(value)) * n
+            self._n[name] = self._n.get(name, 0) + n
+
+    def result(self) -> dict[str, float]:
+        """The means, over the batches that had the part; waits for the device."""
+        return {name: float(total) / self._n[name] for name, total in self._sums.items()}
+
+
+def _sum_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.device.type == "mps" else torch.float64

@@ -5,6 +5,7 @@ Figures are read from the device only when they are shown. Knows nothing about m
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -22,7 +23,8 @@ class EpochProgress:
         loggers: take the scalars of a training step every `print_freq` mini-batches.
         print_freq: mini-batches between figures.
         optimizer: whose learning rate is shown.
-        is_terminal: show a bar instead of lines; default: whether standard output and error are one.
+        is_terminal: show a bar; default: whether standard output and error are one. A `PythonLogger`'s
+            lines then have level DEBUG: they are for its log file, not for the terminal.
     """
 
     def __init__(
@@ -50,10 +52,10 @@ class EpochProgress:
     def __call__(self, progress: Progress) -> None:
         """Take in one mini-batch."""
         is_due = progress.step % self._print_freq == 0 or progress.step == progress.steps
-        if self._is_terminal:
-            self._advance_bar(progress, is_due)
         if is_due and progress.phase == "train":
             self._log(progress)
+        if self._is_terminal:
+            self._advance_bar(progress, is_due)
 
     def _advance_bar(self, progress: Progress, is_due: bool) -> None:
         if self._bar is None:
@@ -67,12 +69,17 @@ class EpochProgress:
     def _log(self, progress: Progress) -> None:
         assert progress.epoch is not None
         result = progress.read()
-        scalars = {"Overall Loss": result.loss}
-        scalars |= {name: float(value) for name, value in progress.components.items()}
+        scalars = {"Overall Loss": result.loss, **progress.read_parts()}
         scalars |= {"Top1": result.top1, "Top5": result.top5}
         if self._optimizer is not None:
             scalars["LR"] = float(self._optimizer.param_groups[0]["lr"])
         scalars["Time"] = progress.seconds / progress.step
+        if self._bar is not None:
+            self._bar.clear()  # for lines that reach the terminal all the same, as with --verbose
         for logger in self._loggers:
-            if not (self._is_terminal and isinstance(logger, PythonLogger)):
+            if self._is_terminal and isinstance(logger, PythonLogger):
+                logger.log_training_step(
+                    progress.epoch, progress.step, progress.steps, scalars, level=logging.DEBUG
+                )
+            else:
                 logger.log_training_step(progress.epoch, progress.step, progress.steps, scalars)

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from distiller.errors import UsageError
+from distiller.errors import CheckpointError, UsageError
+from distiller.signatures import check_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,5 +94,15 @@ class ScoreTracker:
         return {"scores": [asdict(score) for score in self._scores]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where `state_dict` left off; keeps at most `num_best_scores`."""
-        self._scores = tuple(Score(**score) for score in state["scores"])[: self._num_best_scores]
+        """Take up where `state_dict` left off; keeps at most `num_best_scores`.
+
+        Raises:
+            CheckpointError: the state is not one that `state_dict` made.
+        """
+        scores = state.get("scores")
+        if not isinstance(scores, list) or not all(isinstance(score, Mapping) for score in scores):
+            raise CheckpointError(f"best epochs: 'scores' must be a list of scores by name, got {scores!r}")
+        for index, score in enumerate(scores):
+            for path, text in check_settings(Score, score):
+                raise CheckpointError(f"best epochs: scores[{index}].{'.'.join(map(str, path))}: {text}")
+        self._scores = tuple(Score(**score) for score in scores)[: self._num_best_scores]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from distiller.apputils.meters import ClassificationMeter, EvalResult
+from distiller.apputils.meters import ClassificationMeter, EvalResult, LossPartsMeter
 from distiller.errors import DivergenceError
 from distiller.interfaces import PolicyLoss
 from distiller.scheduler import CompressionScheduler
@@ -35,7 +35,7 @@ class Batches(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where an epoch stands; `result` and `components` are read (and synchronised) only when asked for.
+    """Where an epoch stands; `read` and `read_parts` wait for the device, and are called only when asked for.
 
     Attributes:
         phase: "train", "validate" or "test".
@@ -43,8 +43,9 @@ class Progress:
         step: mini-batches done.
         steps: mini-batches in all.
         seconds: since the beginning of the epoch.
-        read: the figures so far.
-        components: named parts of the last loss, such as penalties.
+        read: the figures so far; the loss is the overall one, with the penalties of the schedule.
+        read_parts: the mean so far of each part of that loss: in training `Objective Loss` (the
+            criterion's, without penalties) and each penalty by its name; nothing in an evaluation.
     """
 
     phase: str
@@ -53,7 +54,7 @@ class Progress:
     steps: int
     seconds: float
     read: Callable[[], EvalResult]
-    components: dict[str, Tensor]
+    read_parts: Callable[[], dict[str, float]]
 
 
 Report = Callable[[Progress], None]
@@ -85,7 +86,7 @@ def train_epoch(
         check_every: mini-batches between looks at whether the loss is still finite.
 
     Returns:
-        Loss (without penalties) and accuracy over the epoch, as training went.
+        Overall loss (with the penalties of the schedule) and accuracy over the epoch, as training went.
 
     Raises:
         DivergenceError: the loss is NaN or infinite.
@@ -94,7 +95,7 @@ def train_epoch(
     model.train()
     loader.set_epoch(epoch)
     steps = len(loader)
-    meter = ClassificationMeter()
+    meter, parts = ClassificationMeter(), LossPartsMeter()
     begin = time.perf_counter()
     for step, (images, labels) in enumerate(loader):
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
@@ -109,14 +110,13 @@ def train_epoch(
         scheduler.on_minibatch_end(epoch, step, steps, optimizer)
 
         meter.update(logits.detach(), labels, policy_loss.overall_loss.detach())
+        penalties = ((part.name, part.value) for part in policy_loss.loss_components)
+        parts.update([("Objective Loss", loss), *penalties], len(labels))
         if (step + 1) % check_every == 0 or step + 1 == steps:
             _require_finite(meter.result().loss, epoch, step)
         if report is not None:
-            parts = {"Objective Loss": loss.detach()}
-            parts |= {part.name: part.value for part in policy_loss.loss_components}
-            report(
-                Progress("train", epoch, step + 1, steps, time.perf_counter() - begin, meter.result, parts)
-            )
+            seconds = time.perf_counter() - begin
+            report(Progress("train", epoch, step + 1, steps, seconds, meter.result, parts.result))
     return meter.result()
 
 
@@ -153,7 +153,7 @@ def evaluate(
             meter.update(logits, labels, criterion(logits, labels))
             if report is not None:
                 seconds = time.perf_counter() - begin
-                report(Progress(phase, epoch, step + 1, steps, seconds, meter.result, {}))
+                report(Progress(phase, epoch, step + 1, steps, seconds, meter.result, dict))
     finally:
         model.train(was_training)
     return meter.result()

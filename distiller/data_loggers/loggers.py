@@ -25,7 +25,8 @@ class EpochRecord:
     Attributes:
         epoch: from 0.
         lr: learning rate of the first parameter group.
-        train_loss: mean over the epoch, of the overall loss.
+        train_overall_loss: mean over the epoch as training went, with the penalties of the schedule;
+            `valid_loss` is without.
         train_top1: percent.
         train_top5: percent.
         valid_loss: mean.
@@ -37,7 +38,7 @@ class EpochRecord:
 
     epoch: int
     lr: float
-    train_loss: float
+    train_overall_loss: float
     train_top1: float
     train_top5: float
     valid_loss: float
@@ -62,9 +63,9 @@ class Logger(Protocol):
             epoch: from 0.
             completed: mini-batches done in this epoch.
             total: mini-batches in an epoch.
-            scalars: in the order to be shown; names as in Distiller: `Overall Loss`,
-                `Objective Loss`, `<Regularizer>_loss`, `Top1`, `Top5` (percent), `LR`,
-                `Time` (seconds per mini-batch).
+            scalars: in the order to be shown; names as in Distiller: `Overall Loss` (with
+                penalties), `Objective Loss` (without), `<Regularizer>_loss`, `Top1`, `Top5` (percent),
+                each over the epoch so far; `LR`; `Time` (seconds per mini-batch).
         """
 
     def log_validation(self, epoch: int, loss: float, top1: float, top5: float) -> None:
@@ -72,6 +73,9 @@ class Logger(Protocol):
 
     def log_weight_sparsity(self, epoch: int, by_param: Mapping[str, float], total: float) -> None:
         """The sparsity (0..1) of each weight tensor, and of all of them together."""
+
+    def log_kernel_sparsity(self, epoch: int, by_param: Mapping[str, float]) -> None:
+        """The share (0..1) of all-zero kernels (convolutions) or rows (matrices) of each weight tensor."""
 
     def log_epoch(self, record: EpochRecord) -> None:
         """An epoch is over, validation included."""
@@ -94,10 +98,17 @@ class PythonLogger(Logger):
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
 
-    def log_training_step(self, epoch: int, completed: int, total: int, scalars: Mapping[str, float]) -> None:
-        """`Epoch: [3][   20/  352]    Overall Loss 0.693147    Top1 51.562500`."""
+    def log_training_step(
+        self,
+        epoch: int,
+        completed: int,
+        total: int,
+        scalars: Mapping[str, float],
+        level: int = logging.INFO,
+    ) -> None:
+        """`Epoch: [3][   20/  352]    Overall Loss 0.693147    Top1 51.562500`, at `level`."""
         shown = "    ".join(f"{name} {value:.6f}" for name, value in scalars.items())
-        self._log.info("Epoch: [%d][%5d/%5d]    %s", epoch, completed, total, shown)
+        self._log.log(level, "Epoch: [%d][%5d/%5d]    %s", epoch, completed, total, shown)
 
     def log_validation(self, epoch: int, loss: float, top1: float, top5: float) -> None:
         """The line of `result_line`."""
@@ -120,7 +131,7 @@ class TensorBoardLogger(Logger):
     def __init__(self, log_dir: str | Path) -> None:
         from torch.utils.tensorboard import SummaryWriter  # a second of import, wanted by this class alone
 
-        self._writer = SummaryWriter(str(log_dir))
+        self._writer = SummaryWriter(str(log_dir), flush_secs=1)
 
     def log_training_step(self, epoch: int, completed: int, total: int, scalars: Mapping[str, float]) -> None:
         """`Performance/Training/<name>` at step `total * epoch + completed`."""
@@ -136,6 +147,11 @@ class TensorBoardLogger(Logger):
         """`sparsity/weights/<param>` and `sparsity/weights/total`, in percent, at step `epoch`."""
         for name, sparsity in {**by_param, "total": total}.items():
             self._writer.add_scalar(f"sparsity/weights/{name}", 100 * sparsity, epoch)
+
+    def log_kernel_sparsity(self, epoch: int, by_param: Mapping[str, float]) -> None:
+        """`sparsity-2D/weights/<param>`, in percent, at step `epoch`."""
+        for name, sparsity in by_param.items():
+            self._writer.add_scalar(f"sparsity-2D/weights/{name}", 100 * sparsity, epoch)
 
     def log_epoch(self, record: EpochRecord) -> None:
         """Brings what came so far to disk, so that a killed run keeps its finished epochs."""

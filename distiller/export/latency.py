@@ -74,6 +74,7 @@ def measure_latencies(
 
     What else the machine does meanwhile so weighs on all of them alike. The modes of all
     modules are afterwards as before, and the input takes nothing from torch's global random numbers.
+    Models of one type get the same input.
 
     Args:
         models: each takes one tensor; on `device`.
@@ -90,14 +91,17 @@ def measure_latencies(
         for model in models:
             modes.enter_context(_evaluation_mode(model))
         modes.enter_context(torch.inference_mode())
-        images = [_random_images((batch_size, *input_shape), model, device) for model in models]
+        dtypes = [_dtype(model) for model in models]
+        shape = (batch_size, *input_shape)
+        images = {dtype: _random_images(shape, dtype, device) for dtype in dtypes}  # one may be large
+        jobs = [(model, images[dtype]) for model, dtype in zip(models, dtypes, strict=True)]
 
         def rounds(most: int) -> list[list[float]]:
             """Seconds by round and model."""
             found: list[list[float]] = []
             end = time.perf_counter() + min_time * len(models)
             while len(found) < most and (not found or time.perf_counter() < end):
-                found.append([_seconds(model, x, device) for model, x in zip(models, images, strict=True)])
+                found.append([_seconds(model, x, device) for model, x in jobs])
             return found
 
         if warmup:
@@ -118,11 +122,15 @@ def _seconds(model: nn.Module, images: Tensor, device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
-def _random_images(shape: Sequence[int], model: nn.Module, device: torch.device) -> Tensor:
-    """Normally distributed, in the type of the model's parameters."""
-    dtypes = (p.dtype for p in model.parameters() if p.is_floating_point())
+def _dtype(model: nn.Module) -> torch.dtype:
+    """The type of the model's parameters, and so of its input."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _random_images(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Normally distributed."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(*shape, generator=generator).to(device, next(dtypes, torch.float32))
+    return torch.randn(*shape, generator=generator).to(device, dtype)
 
 
 def _wait_for(device: torch.device) -> None:

@@ -14,7 +14,7 @@ from functools import partial
 from torch import nn
 
 from distiller.dataset_facts import DATASET_FACTS, infer_dataset
-from distiller.errors import UnknownNameError, UsageError, did_you_mean
+from distiller.errors import UnknownNameError, UsageError, did_you_mean, users_code
 from distiller.models.spec import ModelSpec, register_model
 from distiller.registry import MODELS, load_dotted
 
@@ -178,7 +178,8 @@ def _call_user_function(
             f"arch: '{arch}' is called with num_classes and in_channels only, but requires '{required[0]}'; "
             "give it a default"
         )
-    model = function(**{name: value for name, value in known.items() if name in accepted})
+    with users_code(f"arch: '{arch}'"):
+        model = function(**{name: value for name, value in known.items() if name in accepted})
     if not isinstance(model, nn.Module):
         raise UsageError(f"arch: '{arch}' must return a torch.nn.Module, got {type(model).__name__}")
     return model

@@ -229,9 +229,10 @@ def lowest(values: Tensor, count: int) -> Tensor:
     if count == 0:
         return torch.zeros_like(values, dtype=torch.bool)
     highest_of_them = values.kthvalue(count).values
-    is_lower = values < highest_of_them
-    is_tied = values == highest_of_them
-    return is_lower | (is_tied & (is_tied.cumsum(0) <= count - is_lower.sum()))
+    is_among = values < highest_of_them
+    tied = (values == highest_of_them).nonzero().flatten()  # ascending, and mostly one
+    is_among[tied[: count - int(is_among.sum())]] = True
+    return is_among
 
 
 def snap(x: float) -> float:

@@ -15,9 +15,21 @@ from contextlib import contextmanager
 from distiller.errors import DistillerError
 from distiller.names import is_pattern, resolve_all, strip_wrappers
 
-__all__ = ["SettingsByName", "as_names", "check_fraction", "is_listed", "naming"]
+__all__ = ["ParameterError", "SettingsByName", "as_names", "check_fraction", "is_listed", "naming"]
 
 _DEFAULT = "*"
+
+
+class ParameterError(DistillerError):
+    """A parameter that cannot be pruned so.
+
+    Attributes:
+        param_name: its canonical name; lets a schedule's reader find its line.
+    """
+
+    def __init__(self, message: str, param_name: str) -> None:
+        super().__init__(message)
+        self.param_name = param_name
 
 
 class SettingsByName:
@@ -104,8 +116,8 @@ def check_fraction(argument: str, value: float, *, one_allowed: bool) -> float:
 
 @contextmanager
 def naming(pruner_name: str, param_name: str) -> Iterator[None]:
-    """Say in a DistillerError which pruner failed on which parameter."""
+    """Make of a DistillerError a ParameterError that says which pruner failed on which parameter."""
     try:
         yield
     except DistillerError as error:
-        raise DistillerError(f"pruner '{pruner_name}', '{param_name}': {error}") from error
+        raise ParameterError(f"pruner '{pruner_name}', '{param_name}': {error}", param_name) from error

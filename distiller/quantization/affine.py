@@ -190,9 +190,10 @@ def check_bits(bits: int | None, what: str) -> int | None:
     Raises:
         QuantizationError: neither of these.
     """
-    if bits is None or (bits == 0 and not isinstance(bits, bool)):
+    is_number = isinstance(bits, int) and not isinstance(bits, bool)
+    if bits is None or (is_number and bits == 0):
         return None
-    if not isinstance(bits, int) or isinstance(bits, bool) or not MIN_BITS <= bits <= MAX_BITS:
+    if not is_number or not MIN_BITS <= bits <= MAX_BITS:
         raise QuantizationError(
             f"{what}: must be {MIN_BITS} to {MAX_BITS} bits, or 0 or null for none, got {bits!r}"
         )

@@ -66,10 +66,12 @@ class LayerUse:
         sources: for each positional argument that is a floating-point tensor, by its index, the layer
             whose output it is, or None: from elsewhere, changed on the way, or not always the same.
         returns_tensor: whether every call returned one floating-point tensor.
+        columns: the largest size of the first argument's last dimension.
     """
 
     sources: dict[int, str | None] = field(default_factory=dict)
     returns_tensor: bool = True
+    columns: int = 1
 
 
 def trace_dataflow(
@@ -92,12 +94,11 @@ def trace_dataflow(
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
             tracker.pause()
             sources = {i: tracker.source(arg) for i, arg in enumerate(args) if _is_real(arg)}
-            if name not in uses:
-                uses[name] = LayerUse(sources)
-                return
-            known = uses[name].sources
+            use = uses.setdefault(name, LayerUse(sources))
+            if 0 in sources and args[0].dim():
+                use.columns = max(use.columns, args[0].shape[-1])
             for index, source in sources.items():
-                known[index] = source if known.get(index, source) == source else None
+                use.sources[index] = source if use.sources.get(index, source) == source else None
 
         return hook
 

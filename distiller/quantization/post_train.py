@@ -32,7 +32,13 @@ from distiller.quantization.clipping import ClipMode, check_n_stds
 from distiller.quantization.dataflow import LayerUse, trace_dataflow
 from distiller.quantization.ptq_build import PASSED_OVER, build_layer, kind_of, why_in_float, why_left_alone
 from distiller.quantization.ptq_layers import RangeLinearQuantParamLayerWrapper, RangeLinearQuantWrapper
-from distiller.quantization.ptq_prepare import LayerStats, connect_inputs, relu_fusions
+from distiller.quantization.ptq_prepare import (
+    LayerStats,
+    check_input_overrides,
+    connect_inputs,
+    relu_fusions,
+    warn_of_narrow_accumulators,
+)
 from distiller.quantization.ptq_settings import (
     LayerSettings,
     check_keys,
@@ -65,7 +71,8 @@ class PostTrainLinearQuantizer(Quantizer):
         model: in floating point; changed in place by `prepare_model`.
         bits_activations: 2 to 16; 0 or None: weights only.
         bits_parameters: 2 to 16; 0 or None: activations only.
-        bits_accum: width of accumulators and, by default, of biases; 2 to 32.
+        bits_accum: width of accumulators and, by default, of biases; 2 to 64. An accumulator that can
+            overflow saturates, and is warned of: products of 16 by 16 bits need more than 32.
         overrides: settings of single layers by name or pattern (see `Quantizer`): the bits, and the
             arguments below from `mode` to `inputs_quant_auto_fallback` but the statistics, `input_overrides`
             (by index of the input: `{from_output: True}` or bits_activations, mode, clip_acts,
@@ -141,6 +148,11 @@ class PostTrainLinearQuantizer(Quantizer):
             self.model_activation_stats = load_stats(model_activation_stats)
             names = [name for name, _ in named_modules(unwrap(model))]
             check_stats(self.model_activation_stats, names, self._stats_source)
+        elif scale_approx_mult_bits is not None:
+            raise QuantizationError(
+                "scale_approx_mult_bits: needs model_activation_stats, "
+                "dynamic scales are not known beforehand"
+            )
         self._check_overrides()
         self._given_stats = copy.deepcopy(self.model_activation_stats)
         self.default_replacement_fn = self._quantized_layer
@@ -162,6 +174,13 @@ class PostTrainLinearQuantizer(Quantizer):
             QuantizationError: activations are to be quantized and there are neither statistics nor
                 `qe_dynamic`, or a setting is wrong.
         """
+        if parse_multiplier_bits(args.qe_scale_approx_bits, "--qe-scale-approx-bits") is not None:
+            other = "--qe-dynamic" if args.qe_dynamic else None if args.qe_bits_acts else "--qe-bits-acts 0"
+            if other is not None:
+                raise QuantizationError(
+                    f"--qe-scale-approx-bits: with {other} there is no change of scale that is known "
+                    "beforehand; leave one of them out"
+                )
         if args.qe_stats_file is None and not args.qe_dynamic and args.qe_bits_acts:
             raise QuantizationError(
                 "post-training quantization: activations need statistics; give --qe-stats-file, "
@@ -294,6 +313,7 @@ class PostTrainLinearQuantizer(Quantizer):
             n: layer for n, layer in leaf_modules(self.model).items() if not isinstance(layer, PASSED_OVER)
         }
         self._uses = trace_dataflow(self.model, layers, dummy_input)
+        check_input_overrides(self.overrides, self.override_keys, self._uses)
         self._layer_stats = stats
         self._left_alone = {
             name: reason
@@ -312,6 +332,7 @@ class PostTrainLinearQuantizer(Quantizer):
     def _after_replacement(self, dummy_input: Any) -> None:
         connect_inputs(self._wrappers(), self._uses, self._layer_settings, self._layer_stats)
         self.linear_quant_params = OrderedDict(self.named_linear_quant_params())
+        warn_of_narrow_accumulators(self._wrappers(), self._uses, self.bits_accum)
 
     def _quantized_layer(
         self, layer: nn.Module, name: str, bits: QBits, **overrides: Any
@@ -356,7 +377,8 @@ class PostTrainLinearQuantizer(Quantizer):
             settings = with_overrides(self.default_settings, bits, given, kind_of(layer), name)
             if settings.scale_approx_mult_bits is not None and self.model_activation_stats is None:
                 raise QuantizationError(
-                    f"{name}: scale_approx_mult_bits needs statistics, dynamic scales are not known before"
+                    f"{name}: scale_approx_mult_bits: needs model_activation_stats, dynamic scales are not "
+                    "known beforehand"
                 )
 
 

@@ -11,7 +11,7 @@ import math
 
 from torch import Tensor
 
-from distiller.quantization.ptq_layers import RangeLinearQuantWrapper
+from distiller.quantization.ptq_layers import RangeLinearQuantWrapper, bits_to_hold
 
 
 class _SameScaleWrapper(RangeLinearQuantWrapper):
@@ -38,13 +38,18 @@ class _ProductWrapper(RangeLinearQuantWrapper):
 
     def compute(self, *inputs: Tensor) -> Tensor:  # type: ignore[override]
         """The accumulator's real values."""
-        largest = self._products_summed(inputs[0]) * math.prod(
-            grid.largest_level for grid in self.input_grids.values()
-        )
+        largest = self._largest_sum(self._products_summed(inputs[0].shape[-1]))
         accumulator = self.saturated(self.wrapped_module(*inputs), largest)
         return self.rescaled(accumulator)
 
-    def _products_summed(self, first: Tensor) -> int:
+    def accumulator_bits(self, terms: int = 1) -> int:
+        """As in the base class."""
+        return bits_to_hold(self._largest_sum(self._products_summed(terms)))
+
+    def _largest_sum(self, products: int) -> float:
+        return float(products * math.prod(grid.largest_level for grid in self.input_grids.values()))
+
+    def _products_summed(self, columns: int) -> int:
         return 1
 
 
@@ -55,8 +60,8 @@ class RangeLinearQuantEltwiseMultWrapper(_ProductWrapper):
 class RangeLinearQuantMatmulWrapper(_ProductWrapper):
     """`distiller.modules.Matmul` and `BatchMatmul`."""
 
-    def _products_summed(self, first: Tensor) -> int:
-        return first.shape[-1]
+    def _products_summed(self, columns: int) -> int:
+        return columns
 
 
 __all__ = [

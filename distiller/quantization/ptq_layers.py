@@ -13,6 +13,7 @@ Knows nothing about models or statistics files.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -36,7 +37,7 @@ class RangeLinearQuantWrapper(nn.Module, ABC):
         wrapped_module: the module.
         name: its name in the model, for messages.
         output_quant: quantizer of its output; None leaves the output as it is.
-        bits_accum: width of the accumulator, which saturates; 2 to 32.
+        bits_accum: width of the accumulator, which saturates; 2 to 64.
         scale_approx_mult_bits: width of the integer multiplier by which hardware rescales the
             accumulator; None for exact factors.
 
@@ -102,6 +103,14 @@ class RangeLinearQuantWrapper(nn.Module, ABC):
             scale = grid.scale * scale
         return scale
 
+    def accumulator_bits(self, terms: int = 1) -> int | None:
+        """How wide an accumulator has to be that never saturates; None where nothing is accumulated.
+
+        Args:
+            terms: products in one sum of a matrix product; other layers know theirs.
+        """
+        return None
+
     def saturated(self, accumulator: Tensor, largest: float) -> Tensor:
         """The accumulator's values as far as `bits_accum` bits can hold them.
 
@@ -109,11 +118,12 @@ class RangeLinearQuantWrapper(nn.Module, ABC):
             accumulator: real values.
             largest: the largest absolute value that can occur, in units of `accum_scale`.
         """
-        limit = 2.0 ** (self.bits_accum - 1)
+        limit = 2 ** (self.bits_accum - 1)
         if largest < limit:
             return accumulator
-        scale = self.accum_scale()
-        return torch.clamp(accumulator, -limit * scale, (limit - 1) * scale)
+        scale = self.accum_scale().double()  # float32 knows neither limit - 1 nor its product with the scale
+        lowest, highest = (-limit * scale).to(accumulator.dtype), ((limit - 1) * scale).to(accumulator.dtype)
+        return torch.clamp(accumulator, lowest, highest)
 
     def rescaled(self, values: Tensor, scale: Tensor | None = None) -> Tensor:
         """Values as the approximated change of scale to the output's makes them.
@@ -256,6 +266,12 @@ class RangeLinearQuantParamLayerWrapper(RangeLinearQuantWrapper):
         accumulator = self.saturated(accumulator, self._largest_sum())
         return self.rescaled(accumulator)
 
+    def accumulator_bits(self, terms: int = 1) -> int | None:
+        """As in the base class; without the bias where its scale is that of each batch."""
+        if self.output_quant is None:
+            return None
+        return bits_to_hold(self._largest_sum() if self._has_fixed_scale else self._largest_products())
+
     def accum_scale(self) -> Tensor:
         """Input scale times weight scale; of per-channel weights in a shape that fits the output."""
         scale = super().accum_scale() * self.weight_scale
@@ -319,12 +335,16 @@ class RangeLinearQuantParamLayerWrapper(RangeLinearQuantWrapper):
         if self._bias is not None and not self._has_fixed_scale:
             return float("inf")
         if self._largest is None:
-            rows = filters_first(self._weight.detach(), self.wrapped_module).flatten(1)
-            largest = rows.abs().sum(1) / self.weight_scale * self.input_grids[0].largest_level
-            if self._bias is not None:
-                largest = largest + (self._bias.detach() / self.accum_scale().flatten()).abs()
-            self._largest = float(largest.max())
+            self._largest = self._largest_products(with_bias=True)
         return self._largest
+
+    def _largest_products(self, with_bias: bool = False) -> float:
+        """The largest |sum of products| that can occur, with the (fixed) bias if that is to be added."""
+        rows = filters_first(self._weight.detach(), self.wrapped_module).flatten(1).double()
+        largest = rows.abs().sum(1) / self.weight_scale * self.input_grids[0].largest_level
+        if with_bias and self._bias is not None:
+            largest = largest + (self._bias.detach().double() / self.accum_scale().flatten()).abs()
+        return float(largest.max())
 
 
 class RangeLinearFakeQuantWrapper(RangeLinearQuantWrapper):
@@ -350,6 +370,11 @@ class RangeLinearFakeQuantWrapper(RangeLinearQuantWrapper):
     def compute(self, *args: Any, **kwargs: Any) -> Tensor:
         """The module's output in floating point."""
         return self.wrapped_module(*args, **kwargs)
+
+
+def bits_to_hold(largest: float) -> int:
+    """The width of a signed integer that holds every value up to +-`largest`."""
+    return math.frexp(largest)[1] + 1
 
 
 def filters_first(weight: Tensor, layer: nn.Module) -> Tensor:

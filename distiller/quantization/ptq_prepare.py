@@ -5,6 +5,7 @@ Knows nothing about the quantizer's settings as a whole.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -103,6 +104,30 @@ def relu_fusions(
     }
 
 
+def check_input_overrides(
+    overrides: Mapping[str, Mapping[str, Any]], keys: Mapping[str, str], uses: Mapping[str, LayerUse]
+) -> None:
+    """Refuse `input_overrides` for inputs that no layer has.
+
+    Args:
+        overrides: settings by name or pattern.
+        keys: the name or pattern that holds for each layer.
+        uses: how the model called its layers.
+
+    Raises:
+        QuantizationError: naming the inputs that there are.
+    """
+    for key, given in overrides.items():
+        inputs = {name: sorted(use.sources) for name, use in uses.items() if keys.get(name) == key}
+        for index in given.get("input_overrides", {}):
+            if inputs and not any(index in indices for indices in inputs.values()):
+                name, indices = next(iter(inputs.items()))
+                raise QuantizationError(
+                    f"overrides['{key}']: input_overrides[{index}]: no such input, '{name}' has "
+                    f"{', '.join(map(str, indices)) or 'none'}"
+                )
+
+
 def connect_inputs(
     wrappers: Mapping[str, RangeLinearQuantWrapper],
     uses: Mapping[str, LayerUse],
@@ -143,6 +168,21 @@ def connect_inputs(
                     "or input_overrides for it"
                 )
         wrapper.connect(own, others)
+
+
+def warn_of_narrow_accumulators(
+    wrappers: Mapping[str, RangeLinearQuantWrapper], uses: Mapping[str, LayerUse], bits_accum: int
+) -> None:
+    """Warn of the layers whose accumulators can overflow, with the bits that each needs."""
+    needed = {name: wrapper.accumulator_bits(uses[name].columns) or 0 for name, wrapper in wrappers.items()}
+    narrow = {name: bits for name, bits in needed.items() if bits > bits_accum}
+    if narrow:
+        layers = ", ".join(f"'{name}' ({bits} bits)" for name, bits in narrow.items())
+        warnings.warn(
+            f"accumulators of {bits_accum} bits can overflow, and saturate then, in {layers}: "
+            f"set bits_accum to {max(narrow.values())}, or quantize these layers to fewer bits",
+            stacklevel=5,
+        )
 
 
 def _input_quantizer(

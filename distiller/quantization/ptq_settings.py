@@ -177,14 +177,14 @@ def parse_multiplier_bits(value: Any, where: str) -> int | None:
 
 
 def parse_accumulator_bits(value: Any, where: str) -> int:
-    """Bits of an accumulator, 2 to 32.
+    """Bits of an accumulator, 2 to 64.
 
     Raises:
         QuantizationError: out of range.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and 2 <= value <= 32:
+    if isinstance(value, int) and not isinstance(value, bool) and 2 <= value <= 64:
         return value
-    raise QuantizationError(f"{where}: must be 2 to 32 bits, got {value!r}")
+    raise QuantizationError(f"{where}: must be 2 to 64 bits, got {value!r}")
 
 
 def _member(kind: type[_EnumT], value: Any, where: str) -> _EnumT:
@@ -211,7 +211,7 @@ def _number(value: Any, where: str) -> float | None:
 
 def _by_index(value: Any, where: str) -> Mapping[int, Mapping[str, Any]]:
     if isinstance(value, Mapping) and all(
-        isinstance(index, int) and index >= 0 and isinstance(given, Mapping) for index, given in value.items()
+        type(index) is int and index >= 0 and isinstance(given, Mapping) for index, given in value.items()
     ):
         return value
     raise QuantizationError(f"{where}: must map indices of inputs, from 0, to settings, got {value!r}")

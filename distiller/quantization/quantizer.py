@@ -22,6 +22,7 @@ from distiller.graph import is_leaf
 from distiller.names import canonical, named_modules, strip_wrappers, unwrap
 from distiller.quantization.affine import check_bits
 from distiller.registry import QUANTIZERS
+from distiller.signatures import check_settings
 
 BITS_KEYS = ("bits_activations", "bits_weights", "bits_bias")
 _OLD_KEYS = {"acts": "bits_activations", "wts": "bits_weights", "bias": "bits_bias"}
@@ -48,7 +49,7 @@ class Quantizer(ABC):
         model: the model, changed in place by `prepare_model`.
         bits_activations: default width of activations, 2 to 16; 0 or None leaves them in floating point.
         bits_weights: default width of weights, alike.
-        bits_bias: default width of biases, 2 to 32, or 0 or None.
+        bits_bias: default width of biases, 2 to 64, or 0 or None.
         overrides: by layer name or pattern, `bits_activations`, `bits_weights`, `bits_bias` and
             what the subclass takes.
 
@@ -76,6 +77,11 @@ class Quantizer(ABC):
         default = {"bits_activations": bits_activations, "bits_weights": bits_weights, "bits_bias": bits_bias}
         self.default_qbits = _qbits(default, "")
         self.layers = leaf_modules(model)
+        if "" in self.layers:
+            raise QuantizationError(
+                f"the model is a single {type(model).__name__} without submodules; "
+                "quantizers replace submodules: put it into an nn.Sequential"
+            )
         containers = {name for name, _ in named_modules(unwrap(model)) if name and name not in self.layers}
         self.override_keys = match_overrides(self.overrides, list(self.layers), containers)
         self.module_qbits_map: dict[str, QBits] = {}
@@ -183,12 +189,17 @@ def rebuild_quantized(model: nn.Module, metadata: Mapping[str, Any]) -> Quantize
         UnknownNameError: no such quantizer is registered.
         QuantizationError: the description is not one, or does not fit the model.
     """
-    try:
-        name, params, shape = metadata["class"], metadata["params"], metadata["input_shape"]
-    except KeyError as error:
-        raise QuantizationError(f"quantizer_metadata: has no {error}; it is not of this library") from error
-    quantizer = QUANTIZERS.look_up(name)(model, **params)
-    quantizer.prepare_model(_zeros(shape, model))
+    for key, kind in (("class", str), ("params", Mapping), ("input_shape", list | tuple | None)):
+        if key not in metadata:
+            raise QuantizationError(f"quantizer_metadata: has no '{key}'; it is not of this library")
+        if not isinstance(metadata[key], kind):
+            raise QuantizationError(f"quantizer_metadata.{key}: is malformed, got {metadata[key]!r}")
+    factory, params = QUANTIZERS.look_up(metadata["class"]), metadata["params"]
+    for path, text in check_settings(factory, params):
+        raise QuantizationError(f"quantizer_metadata.params.{'.'.join(map(str, path))}: {text}")
+    dummy_input = _zeros(metadata["input_shape"], model)
+    quantizer = factory(model, **params)
+    quantizer.prepare_model(dummy_input)
     return quantizer
 
 
@@ -280,7 +291,11 @@ def _checked_overrides(overrides: Mapping[str, Any] | None) -> dict[str, dict[st
         )
     checked: dict[str, dict[str, Any]] = {}
     for key, settings in overrides.items():
-        if not isinstance(key, str) or not isinstance(settings, Mapping):
+        if not isinstance(key, str):
+            raise QuantizationError(
+                f"overrides[{key!r}]: must be text, a layer's name or a pattern; write '{key}' in quotes"
+            )
+        if not isinstance(settings, Mapping):
             raise QuantizationError(f"overrides[{key!r}]: must be a mapping of settings, got {settings!r}")
         for old, new in _OLD_KEYS.items():
             if old in settings:
@@ -293,9 +308,9 @@ def _qbits(given: Mapping[str, Any], name: str) -> QBits:
     prefix = f"{name}: " if name else ""
     bias = given["bits_bias"]
     if bias is not None and (
-        isinstance(bias, bool) or not isinstance(bias, int) or bias not in (0, *range(2, 33))
+        isinstance(bias, bool) or not isinstance(bias, int) or bias not in (0, *range(2, 65))
     ):
-        raise QuantizationError(f"{prefix}bits_bias: must be 2 to 32 bits, or 0 or null, got {bias!r}")
+        raise QuantizationError(f"{prefix}bits_bias: must be 2 to 64 bits, or 0 or null, got {bias!r}")
     return QBits(
         check_bits(given["bits_activations"], f"{prefix}bits_activations"),
         check_bits(given["bits_weights"], f"{prefix}bits_weights"),
@@ -312,9 +327,17 @@ def _shape(dummy_input: Any) -> Any:
 
 
 def _zeros(shape: Any, model: nn.Module) -> Any:
+    """Zeros in the shape that `_shape` found."""
     if shape is None:
         return None
-    if shape and isinstance(shape[0], int):
-        some_parameter = next(model.parameters(), None)
+    if not isinstance(shape, list | tuple):
+        raise QuantizationError(f"quantizer_metadata.input_shape: is malformed, got {shape!r}")
+    if any(isinstance(item, list | tuple) for item in shape):
+        return tuple(_zeros(item, model) for item in shape)
+    some_parameter = next(model.parameters(), None)
+    try:
         return torch.zeros(shape, device=None if some_parameter is None else some_parameter.device)
-    return tuple(_zeros(item, model) for item in shape)
+    except (TypeError, RuntimeError) as error:
+        raise QuantizationError(
+            f"quantizer_metadata.input_shape: must be a tuple of sizes, got {shape!r}"
+        ) from error

@@ -42,8 +42,9 @@ def stored_params(model: nn.Module) -> StoredParams:
         bits[weight] = module.wts_quant_settings.num_bits
         if module.wts_quant_settings.per_channel:
             per_channel.add(weight)
-        if module.has_fixed_bias and module.bits_bias is not None:
-            bits[bias] = module.bits_bias
+        # A wider integer than the floating-point number that it was computed in holds nothing more.
+        if module.has_fixed_bias and (module.bits_bias or 0) <= 8 * tensors[bias].element_size():
+            bits[bias] = module.bits_bias or 0
         for helper in (
             "weight_scale",
             "weight_zero_point",

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distiller.atomic_file import write_whole
+from distiller.atomic_file import remove_stale_parts, write_whole
 from distiller.errors import SensitivityError
 from distiller.names import canonical_state_dict
 from distiller.sensitivity.curves import Curves, Score, SensitivityPoint
@@ -76,11 +76,16 @@ class SensitivityLog:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._take_up_settings(self.path.with_name(SETTINGS_NAME))
             kept = self._take_up_points()
+            remove_stale_parts(self.path.parent)  # of the run that goes on here
             self._file = self.path.open("r+b" if kept else "wb")
-            self._file.seek(kept)
-            self._file.truncate()
-            if not kept:
-                self._write(csv_header())
+            try:
+                self._file.seek(kept)
+                self._file.truncate()
+                if not kept:
+                    self._write(csv_header())
+            except OSError:
+                self._file.close()
+                raise
 
     def append(self, point: SensitivityPoint) -> None:
         """Put one point on disk; it is safe when this returns."""
@@ -100,7 +105,8 @@ class SensitivityLog:
 
     def close(self) -> None:
         """Close the file; what was appended is there already."""
-        self._file.close()
+        with reporting_failed_writes(self.path):  # what a full disk did not take is tried once more here
+            self._file.close()
 
     def __enter__(self) -> SensitivityLog:
         return self

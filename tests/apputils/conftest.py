@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from compress_classifier import make_parser
-from distiller.apputils import results_card
+from distiller.apputils import measurement
 from distiller.apputils.experiment import create_run_folder
 from distiller.apputils.image_classifier import Run
 from distiller.data_loggers.loggers import EpochRecord, Logger
@@ -36,6 +36,7 @@ class RecordingLogger(Logger):
         self.steps: list[tuple[int, int, int, dict[str, float]]] = []
         self.validations: list[tuple[int, float, float, float]] = []
         self.sparsities: list[tuple[int, dict[str, float], float]] = []
+        self.kernels: list[tuple[int, dict[str, float]]] = []
         self.epochs: list[EpochRecord] = []
 
     def log_training_step(self, epoch, completed, total, scalars):
@@ -46,6 +47,9 @@ class RecordingLogger(Logger):
 
     def log_weight_sparsity(self, epoch, by_param, total):
         self.sparsities.append((epoch, dict(by_param), total))
+
+    def log_kernel_sparsity(self, epoch, by_param):
+        self.kernels.append((epoch, dict(by_param)))
 
     def log_epoch(self, record):
         self.epochs.append(record)
@@ -78,9 +82,8 @@ def open_run(tmp_path: Path) -> RunMaker:
 @pytest.fixture
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Results cards without the second that latencies take."""
-    monkeypatch.setattr(results_card, "measure_latency", lambda *args, **options: None)
     monkeypatch.setattr(
-        results_card, "measure_latencies", lambda models, *args, **options: [None] * len(models)
+        measurement, "measure_latencies", lambda models, *args, **options: [None] * len(models)
     )
 
 

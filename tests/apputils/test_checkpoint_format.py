@@ -98,7 +98,7 @@ def test_scheduler_and_optimizer_states_must_be_plain_too():
 def test_arch_and_epoch_are_checked():
     with pytest.raises(CheckpointError) as caught:
         document_of("3", "tiny", nn.Linear(1, 1))  # pyright: ignore
-    assert str(caught.value) == "save_checkpoint: 'epoch' must be int, got str"
+    assert str(caught.value) == "save_checkpoint: 'epoch' must be a whole number, got str '3'"
 
 
 def test_models_attributes_are_kept_where_it_has_them():

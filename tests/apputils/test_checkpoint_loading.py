@@ -13,10 +13,13 @@ from distiller.apputils.checkpoint import (
     load_state,
     read_checkpoint,
     restore_optimizer,
+    restore_quantizer,
     restore_rng_state,
     save_checkpoint,
 )
+from distiller.data_loggers.quant_stats import collect_quant_stats
 from distiller.errors import CheckpointError
+from distiller.quantization import PostTrainLinearQuantizer
 from distiller.scheduler import CompressionScheduler
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,13 +123,64 @@ def test_a_thinned_checkpoint_says_so(tmp_path):
     )
 
 
+IMAGES = torch.randn(4, 1, 5, 5, generator=torch.Generator().manual_seed(1))
+
+
+class Other(nn.Module):
+    def __init__(self, arch=None):
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 5)
+        if arch is not None:
+            self.arch = arch
+
+    def forward(self, x):
+        return self.first(x).flatten(1)
+
+
+def quantized(model, dynamic=True):
+    """The model prepared with or without statistics."""
+    stats = None if dynamic else collect_quant_stats(model.eval(), lambda model: model(IMAGES))
+    PostTrainLinearQuantizer(model, model_activation_stats=stats).prepare_model(IMAGES)
+    return model
+
+
 def test_a_checkpoint_of_a_quantized_model_says_so(tmp_path):
-    quantized = nn.Sequential(nn.Linear(1, 1))
-    quantized.quantizer_metadata = {"class": "PostTrainLinearQuantizer"}  # type: ignore[assignment]
-    path = save_checkpoint(0, "net", quantized, dir=tmp_path)
-    text = message(load_state, nn.Linear(1, 1), read_checkpoint(path))
+    path = save_checkpoint(0, "net", quantized(Net()), dir=tmp_path)
+    text = message(load_state, Net(), read_checkpoint(path))
     assert text.startswith(f"{path}: is of a model that PostTrainLinearQuantizer has prepared: ")
     assert text.endswith("; prepare the model with the same quantizer first")
+
+
+@pytest.mark.parametrize("make", [Other, lambda: quantized(Other())], ids=["as it is", "prepared"])
+def test_a_checkpoint_of_another_quantized_model_is_told_as_that(tmp_path, make):
+    path = save_checkpoint(0, "net", quantized(Net()), dir=tmp_path)
+    text = message(load_state, make(), read_checkpoint(path))
+    assert text.startswith(f"{path}: is of another model: the checkpoint is of 'net', the model is 'Other'; ")
+    assert text.endswith("; give a checkpoint of this model")
+
+
+def test_a_quantized_model_is_prepared_as_its_checkpoint_says(tmp_path):
+    model = quantized(Net(), dynamic=False)
+    path = save_checkpoint(0, "net", model, dir=tmp_path)
+    fresh = Net().eval()
+    quantizer = restore_quantizer(fresh, read_checkpoint(path))
+    load_state(fresh, read_checkpoint(path))
+    assert isinstance(quantizer, PostTrainLinearQuantizer)
+    assert torch.equal(fresh(IMAGES), model(IMAGES))
+    assert restore_quantizer(fresh, read_checkpoint(save_checkpoint(0, "net", Net(), dir=tmp_path))) is None
+
+
+def test_another_model_is_not_prepared_as_a_checkpoint_says(tmp_path):
+    """The statistics in it are of the other model too, and were all that the message spoke of."""
+    path = save_checkpoint(0, "net", quantized(Net(), dynamic=False), dir=tmp_path)
+    assert message(restore_quantizer, Other("other"), read_checkpoint(path)) == (
+        f"{path}: is of another model: the checkpoint is of 'net', the model is 'other'; create the model as 'net'"
+    )
+    assert message(restore_quantizer, Other(), read_checkpoint(path)) == (
+        f"{path}: is of a quantized model, and this one cannot be quantized alike: activation statistics: 3 of 3 "
+        "layers are not in the model ('conv', 'bn', 'fc'); the statistics are of another model, collect them "
+        "from this one"
+    )
 
 
 # --- load_checkpoint and its parts
@@ -216,9 +270,7 @@ def test_a_damaged_optimizer_entry_is_refused(tmp_path):
     model = Net()
     path = save_checkpoint(0, "net", model, torch.optim.SGD(model.parameters(), lr=0.1), dir=tmp_path)
     torch.save({**torch.load(path, weights_only=True), "optimizer": {"class": "SGD"}}, path)
-    assert message(load_checkpoint, model, path) == (
-        f"{path}: its optimizer's state does not fit ('param_names'); start with a fresh optimizer"
-    )
+    assert message(load_checkpoint, model, path) == (f"{path}: 'optimizer.state_dict' is missing")
 
 
 def test_masks_come_back_in_a_scheduler_without_policies(tmp_path):

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import copy
 import csv
+import dataclasses
 import json
 import logging
+import platform
 from argparse import Namespace
 
 import pytest
@@ -12,7 +14,7 @@ import yaml
 
 from distiller.apputils import classifier_jobs as jobs
 from distiller.apputils.image_classifier import ClassifierCompressor
-from distiller.apputils.results_card import ResultsCard
+from distiller.apputils.results_card import SIMULATED_QUANTIZATION, ResultsCard
 from distiller.errors import QuantizationError, StatsError, UnknownNameError, UsageError
 from tests.apputils.conftest import RunMaker
 
@@ -104,7 +106,7 @@ def test_a_dry_run_of_one_epoch_tells_what_never_begins(flags, tmp_path):
     file = tmp_path / "s.yaml"
     file.write_text(AGP)
     assert jobs.dry_run(flags("--epochs 1 --compress", file)).splitlines()[1:] == [
-        "  never: pruner agp begins in epoch 1, after the end of training",
+        "  note: pruner agp: does nothing, it acts in epochs 1..2 and trained are epochs 0..0",
         "  epoch 0:",
         "    nothing",
     ]
@@ -156,6 +158,16 @@ def test_a_misspelt_layer_is_told_before_statistics_are_collected(flags, open_ru
         jobs.run_job(flags("-e --qe --qe-no-clip-layers fc7"), open_run)
 
 
+@pytest.mark.parametrize("command", ["", "--qe-calibration 0.1"])
+def test_a_scale_of_too_many_bits_is_told_before_statistics_are_collected(
+    flags, open_run, monkeypatch, command
+):
+    monkeypatch.setattr(jobs, "_collect", lambda *args: pytest.fail("statistics were collected"))
+    with pytest.raises(QuantizationError) as error:
+        jobs.run_job(flags(f"-e --qe --qe-scale-approx-bits 40 {command}"), open_run)
+    assert str(error.value) == "--qe-scale-approx-bits: must be 1 to 31 bits, or null, got 40"
+
+
 def test_a_quantized_checkpoint_can_be_evaluated_and_nothing_else(flags, open_run):
     jobs.run_job(flags("-e --qe --qe-dynamic"), open_run)
     file = open_run.folder / "quantized_checkpoint.pth.tar"
@@ -166,6 +178,79 @@ def test_a_quantized_checkpoint_can_be_evaluated_and_nothing_else(flags, open_ru
     card = card_of(flags("-e --exp-load-weights-from", file), open_run)
     assert card.reference is not None
     assert card.reference.source == str(file)
+
+
+SPARSE = """
+pruners:
+  p: {class: SparsityLevelParameterPruner, levels: {fc1.weight: 0.5}}
+policies:
+  - {pruner: {instance_name: p}, epochs: [0]}
+"""
+
+
+@pytest.fixture
+def sparse_schedule(tmp_path):
+    file = tmp_path / "s.yaml"
+    file.write_text(SPARSE)
+    return file
+
+
+def test_a_pruned_model_that_is_quantized_is_compared_with_the_uncompressed_one_it_comes_from(
+    flags, open_run, sparse_schedule
+):
+    dense = card_of(flags("--epochs 1"), open_run)
+    weights = open_run.folder / "checkpoint.pth.tar"
+    flag = "--exp-load-weights-from"
+    pruned = card_of(flags("--epochs 1 --lr 0.5 --compress", sparse_schedule, flag, weights), open_run)
+    weights = open_run.folder / "checkpoint.pth.tar"
+    card = card_of(flags("-e --qe --qe-dynamic", flag, weights), open_run)
+    assert card.reference is not None
+    assert card.reference.top1_correct == dense.measured.top1_correct
+    assert (card.reference.nonzeros, card.reference.source) == (266_610, str(weights))
+    assert card.before is not None
+    assert card.before == pruned.measured
+    assert card.before.top1_correct != card.reference.top1_correct
+    file = open_run.folder / "quantized_checkpoint.pth.tar"
+    again = card_of(flags("-e", flag, file), open_run)
+    assert again.reference == dataclasses.replace(card.reference, source=str(file))
+    assert again.before == dataclasses.replace(card.before, source=str(file))
+    assert again.simulated == card.simulated
+
+
+def test_a_pruned_model_of_unknown_origin_is_not_called_uncompressed_when_it_is_quantized(
+    flags, open_run, sparse_schedule
+):
+    pruned = card_of(flags("--epochs 1 --compress", sparse_schedule), open_run)
+    weights = open_run.folder / "checkpoint.pth.tar"
+    card = card_of(flags("-e --qe --qe-dynamic --resume-from", weights), open_run)
+    assert card.reference is None
+    assert card.before == pruned.measured
+    assert "uncompressed" not in card.to_text()
+    extras = torch.load(open_run.folder / "quantized_checkpoint.pth.tar", weights_only=True)["extras"]
+    assert extras["reference"] is None
+    assert extras["before_quantization"]["nonzeros"] == 266_610 - 784 * 150
+
+
+def test_few_pruned_weights_are_known_by_their_masks(flags, open_run, sparse_schedule):
+    sparse_schedule.write_text(SPARSE.replace("fc1.weight: 0.5", "fc3.weight: 0.5"))  # 500 of 266,200
+    card_of(flags("--epochs 1 --compress", sparse_schedule), open_run)
+    weights = open_run.folder / "checkpoint.pth.tar"
+    card = card_of(flags("-e --qe --qe-dynamic --exp-load-weights-from", weights), open_run)
+    assert (card.reference, card.before is not None) == (None, True)
+
+
+def test_a_dense_model_that_is_quantized_is_the_uncompressed_one_and_nothing_is_called_sparse(
+    flags, open_run
+):
+    dense = card_of(flags("--epochs 1"), open_run)
+    weights = open_run.folder / "checkpoint.pth.tar"
+    flag = "--exp-load-weights-from"
+    card = card_of(flags("-e --qe --qe-dynamic --qe-bits-wts 4", flag, weights), open_run)
+    assert card.measured.weight_sparsity > 0.01  # rounded to zero
+    assert (card.reference, card.before) == (dense.measured, None)
+    assert card.simulated == (SIMULATED_QUANTIZATION,)
+    again = card_of(flags("-e", flag, open_run.folder / "quantized_checkpoint.pth.tar"), open_run)
+    assert (again.before, again.simulated) == (None, (SIMULATED_QUANTIZATION,))
 
 
 def test_a_sweep_measures_every_level_of_every_weight_and_leaves_the_model_dense(flags, open_run, caplog):
@@ -210,3 +295,56 @@ def test_a_resumed_sweep_goes_on_in_its_folder_and_opens_no_other(flags, open_ru
 def test_a_schedule_that_has_no_effect_is_told(flags, open_run, caplog):
     jobs.run_job(flags("-e --compress s.yaml"), open_run)
     assert "--compress s.yaml: without effect, this job does not train" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    "command, file, flag",
+    [
+        ("", "checkpoint.pth.tar", "--resume-from"),
+        ("-n lenet", "lenet_checkpoint.pth.tar", "--resume-from"),
+        ("-n lenet", "checkpoint.pth.tar", None),
+        ("--sense element", "sensitivity.json", "--sense-resume"),
+        ("--sense element", "checkpoint.pth.tar", None),
+        ("-e", "checkpoint.pth.tar", None),
+        ("-e --qe", "quantized_checkpoint.pth.tar", None),
+        ("--qe-calibration 0.1", "acts_quantization_stats.yaml", None),
+    ],
+)
+def test_what_goes_on_with_an_interrupted_job_is_named_once_it_is_there(flags, tmp_path, command, file, flag):
+    folder = tmp_path / "my run"
+    folder.mkdir()
+    assert jobs.how_to_go_on(flags(command), None) is None
+    assert jobs.how_to_go_on(flags(command), folder) is None
+    (folder / file).touch()
+    target = folder / file if flag == "--resume-from" else folder
+    assert jobs.how_to_go_on(flags(command), folder) == (flag and f"{flag} '{target}'")
+
+
+def test_a_resumed_sweep_that_is_interrupted_goes_on_in_its_folder(flags, tmp_path):
+    (tmp_path / "sensitivity.json").touch()
+    args = flags("--sense element --sense-resume", tmp_path)
+    assert jobs.how_to_go_on(args, None) == f"--sense-resume {tmp_path}"
+
+
+def test_a_training_that_goes_on_clears_the_folder_of_what_a_kill_left(flags, open_run):
+    jobs.run_job(flags("--epochs 1"), open_run)
+    before = open_run.folder
+    stale = before / f"checkpoint.pth.tar.{platform.node().partition('.')[0]}.99999999.part"
+    stale.touch()
+    with pytest.raises(UsageError, match="nothing to do"):
+        jobs.run_job(flags("--epochs 1 --resume-from", before / "checkpoint.pth.tar"), open_run)
+    assert stale.exists()
+    jobs.run_job(flags("--epochs 2 --resume-from", before / "checkpoint.pth.tar"), open_run)
+    assert not stale.exists()
+
+
+def test_a_plugin_that_cannot_be_imported_is_told_whether_or_not_the_schedule_asks_for_it(flags, open_run):
+    args = flags("--compress s.yaml --plugin no_such_package")
+    for job in (lambda: jobs.dry_run(args), lambda: jobs.run_job(args, open_run)):
+        with pytest.raises(UnknownNameError) as error:
+            job()
+        assert str(error.value) == (
+            "--plugin no_such_package: cannot be imported, ModuleNotFoundError: No module named 'no_such_package'; "
+            "give a package that lies in the current folder or is installed"
+        )
+    assert open_run.calls == 0

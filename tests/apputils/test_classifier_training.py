@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from distiller.apputils.checkpoint import read_checkpoint
-from distiller.apputils.classifier_training import ClassifierTraining, weight_sparsity
+from distiller.apputils.classifier_training import ClassifierTraining, kernel_sparsity, weight_sparsity
 from distiller.apputils.image_classifier import ClassifierCompressor
 from distiller.apputils.meters import EvalResult
 from distiller.errors import CheckpointError, DivergenceError, UsageError
@@ -54,6 +54,19 @@ def test_weight_sparsity_of_a_model_without_weights_is_0():
     assert weight_sparsity(nn.ReLU()) == ({}, 0.0, 0)
 
 
+def test_kernel_sparsity_is_of_whole_kernels_and_rows():
+    conv, linear = nn.Conv2d(2, 2, 2), nn.Linear(4, 2)
+    model = nn.Sequential(conv, linear)
+    with torch.no_grad():
+        for param in model.parameters():
+            param.fill_(1)
+        conv.weight[0, 1] = 0  # a kernel of 4
+        conv.weight[1, 0, 0] = 0  # half of one
+        linear.weight[:, :3] = 0
+        linear.weight[1] = 0  # a row of 2
+    assert kernel_sparsity(model) == {"0.weight": 0.25, "1.weight": 0.5}
+
+
 def test_training_without_a_run_folder_writes_nothing(flags, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     card = ClassifierTraining(ClassifierCompressor(flags("--epochs 1"))).run()
@@ -71,6 +84,9 @@ def test_each_epoch_is_logged_validated_and_saved(flags, open_run, schedule):
         [record.epoch for record in logger.epochs] == [epoch for epoch, *_ in logger.validations] == [0, 1, 2]
     )
     assert [sparsity["fc1.weight"] for _, sparsity, _ in logger.sparsities] == [0.0, 0.5, 0.5]
+    assert [sorted(kernels) for _, kernels in logger.kernels] == [
+        ["fc1.weight", "fc2.weight", "fc3.weight"]
+    ] * 3
     assert logger.epochs[2].sparsity == pytest.approx(0.5 * 784 * 300 / 266_200)
     assert logger.epochs[1].valid_top1 == logger.validations[1][2]
     checkpoint = read_checkpoint(file)
@@ -91,6 +107,15 @@ def test_best_is_among_the_epochs_in_which_pruning_is_complete(
     best = read_checkpoint(open_run.folder / "best.pth.tar")
     assert (best.epoch, best.extras["best_top1"]) == (1, 40.0)
     assert any(message.startswith("best: the epoch with the highest Top1") for message in caplog.messages)
+
+
+def test_policies_that_will_do_nothing_are_told_before_training(flags, open_run, schedule, caplog):
+    note = "pruner p: does nothing, it acts in epochs 1..1 and trained are epochs 0..{}"
+    for epochs, is_told in ((2, False), (1, True)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="distiller"):
+            trained(flags, open_run, f"--epochs {epochs} --etrs 0.05 --compress", schedule)
+        assert (note.format(epochs - 1) in caplog.messages) == is_told
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
@@ -170,6 +195,45 @@ def test_the_reference_is_the_trained_network_that_training_begins_with(flags, o
     assert resumed.reference.top1_correct == before.measured.top1_correct
     assert resumed.reference.source == str(pruned)
     assert again != pruned
+
+
+@pytest.mark.parametrize("flag", ["--exp-load-weights-from", "--reset-optimizer --resume-from"])
+def test_pruned_weights_without_a_known_reference_are_not_called_uncompressed(
+    flags, open_run, schedule, flag
+):
+    pruned, card = trained(flags, open_run, "--epochs 2 --compress", schedule)
+    assert card.reference is None
+    _, again = trained(flags, open_run, "--epochs 1", *flag.split(), pruned)
+    assert again.reference is None
+
+
+def test_penalties_are_in_the_overall_loss_of_the_record_and_not_in_the_objective(flags, open_run, tmp_path):
+    file = tmp_path / "l1.yaml"
+    file.write_text(
+        "regularizers:\n  r: {class: L1Regularizer, reg_regims: {fc1.weight: 0.01}}\n"
+        "policies:\n  - {regularizer: {instance_name: r}, epochs: [0]}\n"
+    )
+    trained(flags, open_run, "--epochs 1 -p 1 --compress", file)
+    last = open_run.logger.steps[-1][3]
+    assert last["Overall Loss"] == pytest.approx(
+        last["Objective Loss"] + last["L1Regularizer_loss"], rel=1e-5
+    )
+    assert last["L1Regularizer_loss"] > 10
+    assert open_run.logger.epochs[0].train_overall_loss == last["Overall Loss"]
+
+
+def test_a_best_checkpoint_evaluates_to_the_score_it_was_chosen_for(flags, open_run, schedule):
+    command = "--vs 0 -p 1 --epochs {} --compress"  # validation on the test set, so that both can be compared
+    file, _ = trained(flags, open_run, command.format(2), schedule)
+    folders = [file.parent]
+    file, _ = trained(flags, open_run, command.format(4), schedule, "--resume-from", file)
+    folders.append(file.parent)
+    for folder in folders:
+        best = folder / "best.pth.tar"
+        extras = read_checkpoint(best).extras
+        compressor = ClassifierCompressor(flags("-e --exp-load-weights-from", best))
+        assert compressor.test().top1 == extras["best_top1"]
+        assert read_checkpoint(best).epoch == extras["best_epoch"]
 
 
 @pytest.mark.parametrize("is_of_this_run", [True, False])

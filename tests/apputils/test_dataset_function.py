@@ -146,3 +146,48 @@ def test_function_that_is_not_there_is_refused(path):
 def test_item_that_is_no_pair_is_refused():
     with pytest.raises(DatasetError, match=r"TensorDataset\[0\]: must be .*, got torch.float32 \(1, 2, 2\);"):
         float_item(TensorDataset(torch.zeros(1, 1, 2, 2)), 0)
+
+
+def test_labels_that_are_no_whole_numbers_are_refused():
+    items = [(torch.zeros(1, 2, 2), label) for label in ("cat", None, 1.5, torch.tensor([1, 2]))]
+    for index, _ in enumerate(items):
+        with pytest.raises(
+            DatasetError, match=r"^list\[\d\]: must be \(float tensor \(C, H, W\), label\), got"
+        ):
+            float_item(items, index)
+
+
+USAGE = "; it is called with DATASET_DIR, or None, and returns (train, test)"
+
+
+def test_function_that_fails_is_told_with_its_own_line(decode, tmp_path):
+    with pytest.raises(DatasetError) as caught:
+        decode("return open('nowhere')")
+    assert str(caught.value) == (
+        f"{MODULE}:load: failed with FileNotFoundError: [Errno 2] No such file or directory: 'nowhere' "
+        f"({tmp_path / MODULE}.py:4){USAGE}"
+    )
+
+
+def test_function_of_another_kind_is_told_how_it_is_called():
+    with pytest.raises(DatasetError) as caught:
+        decode_from_function("os:getcwd", None)
+    assert str(caught.value) == (
+        f"os:getcwd: failed with TypeError: posix.getcwd() takes no arguments (1 given){USAGE}"
+    )
+
+
+def test_images_that_no_tensor_can_be_made_of_are_refused(decode):
+    with pytest.raises(DatasetError, match=f"^{MODULE}:load: failed with .*it is called with DATASET_DIR"):
+        decode("return (['a', 'b'], [0, 1]), 5")
+
+
+def test_item_that_fails_is_told_with_its_line(decode, tmp_path):
+    with pytest.raises(DatasetError) as caught:
+        decode(
+            "class Own(Dataset):\n"
+            "        def __len__(self): return 3\n"
+            "        def __getitem__(self, index): return {}[index]\n"
+            "    return Own(), Own()"
+        )
+    assert str(caught.value) == f"Own[0]: failed with KeyError: 0 ({tmp_path / MODULE}.py:6)"

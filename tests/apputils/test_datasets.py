@@ -1,4 +1,5 @@
 import gzip
+import importlib
 import pickle
 import struct
 from pathlib import Path
@@ -390,6 +391,31 @@ def test_function_at_a_dotted_path_is_a_data_set(tmp_path, monkeypatch):
     )
     facts = dataset_info("data_by_a_function:load", tmp_path)
     assert (facts.num_classes, facts.input_shape) == (2, (1, 4, 4))
+
+
+def test_function_is_called_once_for_facts_and_data(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    (tmp_path / "data_that_counts.py").write_text(
+        "import torch\ncalls = []\ndef load(folder):\n    calls.append(folder)\n"
+        "    part = torch.rand(2, 1, 4, 4), torch.tensor([0, 1])\n    return part, part\n"
+    )
+    facts = dataset_info("data_that_counts:load", tmp_path)
+    decoded = decode_dataset("data_that_counts:load", tmp_path)
+    assert decoded.facts is facts
+    assert importlib.import_module("data_that_counts").calls == [tmp_path]
+    decode_dataset("data_that_counts:load", tmp_path / "other")
+    assert importlib.import_module("data_that_counts").calls == [tmp_path, tmp_path / "other"]
+
+
+@pytest.mark.parametrize("name", ["digits", "synthetic"])
+def test_folder_that_is_not_there_is_refused_though_none_is_needed(name, tmp_path):
+    with pytest.raises(DatasetError) as caught:
+        decode_dataset(name, tmp_path / "none")
+    assert str(caught.value) == (
+        f"{name}: {tmp_path / 'none'}: no such folder; leave DATASET_DIR out, {name} needs none"
+    )
+    assert decode_dataset(name, tmp_path, test_only=True).facts.name == name
 
 
 def test_unknown_name_is_told_with_the_nearest():

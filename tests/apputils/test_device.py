@@ -27,6 +27,12 @@ def test_all_gpus_are_chosen_where_there_are_any(monkeypatch):
     ("device", "gpus", "text"),
     [
         ("tpu9", None, "--device tpu9: cannot be used here: "),
+        (
+            "meta",
+            None,
+            "--device meta: cannot be used here: Cannot copy out of meta tensor; no data!; try --device cpu",
+        ),
+        ("hpu", None, "--device hpu: cannot be used here: "),
         (None, "a", "--gpus: must be comma-separated numbers, got 'a'"),
         (None, "7", "--gpus: no GPU 7; this machine has 0. Try --cpu"),
     ],

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from distiller.apputils.experiment import create_run_folder, environment
+from distiller.atomic_file import write_whole
 from distiller.errors import UsageError
 
 NOW = datetime(2026, 3, 9, 7, 5, 2)
@@ -196,6 +197,24 @@ def test_name_that_would_leave_the_out_dir_is_refused(tmp_path, name):
         f"name: cannot be part of a folder's name, got '{name}'; leave out '/' and '\\'"
     )
     assert everything_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["a" * 129, "ä" * 65, "a" * 300])
+def test_name_too_long_for_the_files_that_it_is_part_of_is_refused(tmp_path, name):
+    with pytest.raises(UsageError) as error:
+        create_run_folder(tmp_path, name)
+    assert str(error.value) == (
+        f"name: is part of file names and may have 128 bytes, got {len(name.encode())}; give a shorter one"
+    )
+    assert everything_in(tmp_path) == []
+
+
+def test_longest_name_is_short_enough_for_every_file_of_the_run(tmp_path):
+    name = "a" * 128
+    run = create_run_folder(tmp_path, name)
+    run.log_file.touch()
+    assert len(run.links) == 2
+    write_whole(run.path / f"{name}_quantized_checkpoint.pth.tar", b"")
 
 
 # ---------------------------------------------------------------------- environment

@@ -179,6 +179,87 @@ def test_the_scheduler_is_that_of_the_schedule_or_has_no_policies(flags, tmp_pat
         ClassifierCompressor(flags("--compress", file)).make_scheduler(None)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_model_with_nothing_to_train_has_no_optimizer_and_can_be_tested(flags, monkeypatch, frozen):
+    class Nothing(nn.Module):
+        def __init__(self, num_classes, in_channels):
+            super().__init__()
+            if frozen:
+                self.bias = nn.Parameter(torch.zeros(num_classes), requires_grad=False)
+
+        def forward(self, x):
+            return x.flatten(1)[:, :10] + getattr(self, "bias", 0)
+
+    monkeypatch.setattr("tests.apputils.test_image_classifier.user_model", Nothing, raising=False)
+    compressor = ClassifierCompressor(flags("--arch tests.apputils.test_image_classifier:user_model"))
+    with pytest.raises(UsageError) as error:
+        compressor.make_optimizer()
+    assert str(error.value) == (
+        "arch: 'tests.apputils.test_image_classifier:user_model' has no parameters that can be trained; "
+        "give a model that has some, or test this one with --evaluate"
+    )
+    assert compressor.card(compressor.test()).measured.parameters == (10 if frozen else 0)
+
+
+@pytest.mark.parametrize("flag", ["", "-e", "--reset-optimizer"])
+def test_a_training_goes_on_with_its_own_data_set_only(flags, checkpoint, caplog, flag):
+    args = flags(f"--dataset fashion-mnist {flag} --resume-from", checkpoint)
+    told = f"{checkpoint}: is of data set 'digits', this run is on 'fashion-mnist'"
+    if flag:
+        ClassifierCompressor(args)
+        assert told in caplog.messages
+        return
+    with pytest.raises(CheckpointError) as error:
+        ClassifierCompressor(args)
+    assert str(error.value) == (
+        f"{told}; give --dataset digits, or take the weights only, with --exp-load-weights-from"
+    )
+
+
+def test_a_checkpoint_of_an_unknown_data_set_is_resumed(flags, checkpoint, caplog):
+    stored = torch.load(checkpoint, weights_only=True)
+    torch.save({"epoch": 3, "arch": "lenet_300_100", "state_dict": stored["state_dict"]}, checkpoint)
+    ClassifierCompressor(flags("--dataset fashion-mnist --resume-from", checkpoint))
+    assert not any("data set" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    "command, is_told",
+    [
+        ("--seed 98 --resume-from", True),
+        ("--seed 99 --resume-from", False),
+        ("--seed 98 --reset-optimizer --resume-from", False),
+        ("--seed 98 -e --resume-from", False),
+        ("--seed 98 --exp-load-weights-from", False),
+    ],
+)
+def test_another_seed_on_resuming_is_told_to_change_the_data(flags, checkpoint, caplog, command, is_told):
+    ClassifierCompressor(flags(command, checkpoint))
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == is_told * [
+        "--seed 98: the resumed run's seed is 99. With another one the order and augmentation of the images "
+        "change, and which of them validate (some were trained on): the run does not end as it would have "
+        "without the interruption. Leave --seed out to go on with 99"
+    ]
+
+
+@pytest.mark.parametrize(
+    "command, macs, images",
+    [
+        ("-b 64 --etes 1", 10, 64),
+        ("-b 100000 --etes 1", 10, 359),
+        ("-b 100000 --etes 0.2", 10, 71),
+        ("-b 100000 --etes 1", 10**9, 256),  # at least what the default of --batch-size is
+        ("-b 100000 --etes 1", 890 * 10**6, 280),
+        ("-b 100000 --etes 1", 0, 359),
+    ],
+)
+def test_a_timed_mini_batch_is_that_of_the_evaluation_unless_it_takes_too_long(flags, command, macs, images):
+    compressor = ClassifierCompressor(flags(command))
+    compressor.macs = macs
+    assert compressor.latency_batch == images
+
+
 class Constant(nn.Module):
     """Answers the same class for every image."""
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from torch import nn
 
-from distiller.apputils.meters import ClassificationMeter, EvalResult, correct_counts
+from distiller.apputils.meters import ClassificationMeter, EvalResult, LossPartsMeter, correct_counts
 from distiller.errors import DatasetError
 
 
@@ -131,3 +131,52 @@ def test_result_in_percent_and_as_distillers_line():
     result = EvalResult(loss=0.30149, top1_correct=365, top5_correct=398, n=400)
     assert (result.top1, result.top5) == (91.25, 99.5)
     assert result.line() == "==> Top1: 91.250    Top5: 99.500    Loss: 0.301"
+
+
+# ---------------------------------------------------------------- parts of the loss
+
+
+def test_parts_of_the_loss_are_means_over_the_images():
+    meter = LossPartsMeter()
+    meter.update([("Objective Loss", torch.tensor(1.0)), ("L1_loss", torch.tensor(0.5))], 3)
+    meter.update([("Objective Loss", torch.tensor(5.0)), ("L1_loss", torch.tensor(0.25))], 1)
+    assert meter.result() == {"Objective Loss": (3 * 1 + 5) / 4, "L1_loss": (3 * 0.5 + 0.25) / 4}
+
+
+def test_parts_of_one_name_are_added_up():
+    meter = LossPartsMeter()
+    for _ in range(2):
+        meter.update([("L1_loss", torch.tensor(0.5)), ("L1_loss", torch.tensor(0.25))], 4)
+    assert meter.result() == {"L1_loss": 0.75}
+
+
+def test_a_part_that_comes_later_is_averaged_over_its_own_batches():
+    meter = LossPartsMeter()
+    meter.update([("a", torch.tensor(1.0))], 2)
+    meter.update([("a", torch.tensor(1.0)), ("b", torch.tensor(3.0))], 2)
+    assert meter.result() == {"a": 1.0, "b": 3.0}
+
+
+@settings(max_examples=20, deadline=None)
+@given(sizes=st.lists(st.integers(1, 20), min_size=1, max_size=5), seed=st.integers(0, 1000))
+def test_the_parts_add_up_to_the_loss_of_the_other_meter(sizes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    whole, parts = ClassificationMeter(), LossPartsMeter()
+    for size in sizes:
+        objective, penalty = torch.rand(2, generator=generator, dtype=torch.float64)
+        labels = torch.zeros(size, dtype=torch.long)
+        whole.update(torch.zeros(size, 2), labels, objective + penalty)
+        parts.update([("objective", objective), ("penalty", penalty)], size)
+    assert whole.result().loss == pytest.approx(sum(parts.result().values()))
+
+
+def test_parts_keep_no_graph_and_wait_for_nothing_until_they_are_read(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "__float__", lambda self: pytest.fail("the device was waited for"))
+    monkeypatch.setattr(torch.Tensor, "item", lambda self: pytest.fail("the device was waited for"))
+    meter = LossPartsMeter()
+    meter.update([("a", torch.ones((), requires_grad=True) * 2)], 4)
+    assert not meter._sums["a"].requires_grad
+
+
+def test_without_parts_there_is_nothing_to_read():
+    assert LossPartsMeter().result() == {}

@@ -23,10 +23,12 @@ class Epoch:
         self.reads += 1
         return EvalResult(loss=0.5, top1_correct=3, top5_correct=4, n=4)
 
+    def read_parts(self) -> dict[str, float]:
+        return {"Objective Loss": 0.25}
+
     def report_to(self, report: EpochProgress, until: int | None = None) -> None:
         for step in range(1, (until or self.steps) + 1):
-            parts = {"Objective Loss": torch.tensor(0.25)}
-            report(Progress(self.phase, self.epoch, step, self.steps, 2.0 * step, self.read, parts))
+            report(Progress(self.phase, self.epoch, step, self.steps, 2.0 * step, self.read, self.read_parts))
 
 
 @pytest.fixture
@@ -76,10 +78,12 @@ def test_an_evaluation_in_a_pipe_is_silent(logger, capsys, phase, epoch):
     assert capsys.readouterr() == ("", "")
 
 
-def python_logger() -> tuple[PythonLogger, io.StringIO]:
+def python_logger(level: int = logging.INFO) -> tuple[PythonLogger, io.StringIO]:
+    """A log with one handler of that level, as the program's console has, or its file (DEBUG)."""
     log, text = logging.getLogger("tests.progress"), io.StringIO()
     log.handlers, log.propagate = [logging.StreamHandler(text)], False
-    log.setLevel(logging.INFO)
+    log.handlers[0].setLevel(level)
+    log.setLevel(logging.DEBUG)
     return PythonLogger(log), text
 
 
@@ -102,6 +106,28 @@ def test_on_a_terminal_a_bar_takes_the_place_of_the_lines_and_other_loggers_go_o
     assert "loss 0.500, top1 75.00" in shown
     assert text.getvalue() == ""
     assert len(logger.steps) == 2
+
+
+def test_on_a_terminal_the_log_file_has_the_lines_all_the_same(capsys):
+    lines = []
+    for is_terminal in (True, False):
+        python, text = python_logger(logging.DEBUG)
+        with EpochProgress([python], 2, is_terminal=is_terminal) as report:
+            Epoch(steps=4).report_to(report)
+        lines.append(text.getvalue())
+    assert lines[0] == lines[1]
+    assert lines[0].count("Epoch: [3]") == 2
+
+
+def test_a_line_that_reaches_the_terminal_finds_no_bar_in_its_place(capsys):
+    python, _ = python_logger()
+    python._log.handlers = [logging.StreamHandler()]  # standard error, as the bar
+    with EpochProgress([python], 2, is_terminal=True) as report:
+        Epoch(steps=4).report_to(report)
+    first, second, _ = capsys.readouterr().err.split("Epoch: [3]")
+    assert first.endswith("\r")
+    assert second.endswith("\r")
+    assert "train 3:" in first
 
 
 def test_on_a_terminal_an_evaluation_has_a_bar_too(capsys):

@@ -57,3 +57,22 @@ def test_a_state_without_one_generator_is_refused(key):
 def test_a_state_of_another_form_is_refused(key, wrong):
     with pytest.raises(CheckpointError, match="cannot be restored"):
         restore_rng_state({**capture_rng_state(), key: wrong})
+
+
+@pytest.mark.parametrize("position", [-1, 625, 10**6, 1.0])
+def test_a_position_that_numpy_would_read_foreign_memory_at_is_refused(position):
+    state = capture_rng_state()
+    kind, keys, _, *rest = state["numpy"]
+    with pytest.raises(CheckpointError, match="numpy's generator"):
+        restore_rng_state({**state, "numpy": (kind, keys, position, *rest)})
+
+
+def test_a_state_that_is_refused_leaves_every_generator_where_it_was():
+    elsewhere = capture_rng_state()
+    draw()
+    before = capture_rng_state()
+    with pytest.raises(CheckpointError):
+        restore_rng_state({**elsewhere, "torch": torch.zeros(5056, dtype=torch.uint8)})
+    expected = draw()
+    restore_rng_state(before)
+    assert draw() == expected

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distiller.apputils.scores import Score, ScoreTracker
-from distiller.errors import UsageError
+from distiller.errors import CheckpointError, UsageError
 
 
 def step(tracker: ScoreTracker, epoch: int, top1: float, *, eligible=True, top5=90.0, loss=1.0, sparsity=0.5):
@@ -61,6 +61,9 @@ def test_earlier_of_two_equal_epochs_stays_best():
     assert best_epochs(tracker) == [0, 1]
 
 
+SCORE = {
+    "epoch": 0, "top1": 50.0, "top5": 90.0, "loss": 1.0, "sparsity": 0.5, "nnz": 10, "eligible": True
+}  # fmt: skip
 epochs = st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=12)
 
 
@@ -113,3 +116,26 @@ def test_keeping_no_scores_is_refused():
     with pytest.raises(UsageError) as error:
         ScoreTracker(num_best_scores=0)
     assert str(error.value) == "num_best_scores: must be at least 1, got 0"
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        ({}, "best epochs: 'scores' must be a list of scores by name, got None"),
+        ({"scores": [1]}, "best epochs: 'scores' must be a list of scores by name, got [1]"),
+        ({"scores": [{}]}, "best epochs: scores[0].epoch: missing; Score needs it"),
+        ({"scores": [{**SCORE, "top1": "x"}]}, "best epochs: scores[0].top1: must be a number, got 'x'"),
+        (
+            {"scores": [{**SCORE, "top2": 1}]},
+            "best epochs: scores[0].top2: unknown to Score; did you mean 'top5'?",
+        ),
+    ],
+)
+def test_states_made_by_hand_are_refused_and_change_nothing(state, text):
+    tracker = ScoreTracker()
+    step(tracker, 0, 50)
+    before = tracker.best()
+    with pytest.raises(CheckpointError) as caught:
+        tracker.load_state_dict(state)
+    assert str(caught.value) == text
+    assert tracker.best() == before

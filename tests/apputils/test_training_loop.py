@@ -54,11 +54,16 @@ def test_masks_are_in_force_in_every_forward_pass(tiny_cnn, tiny_loader, optimiz
     assert zeros == [0.5] * 3
 
 
-def test_progress_is_reported_with_the_parts_of_the_loss(tiny_cnn, tiny_loader, optimizer):
-    class Penalty(Policy):
-        def before_backward_pass(self, ctx, loss):
-            return PolicyLoss(loss + 2, (LossComponent("Two", torch.tensor(2.0)),))
+class Penalty(Policy):
+    """Adds 2, 3, 4, ... to the loss of one mini-batch after the other."""
 
+    def before_backward_pass(self, ctx, loss):
+        assert ctx.minibatch is not None
+        value = torch.tensor(2.0 + ctx.minibatch)
+        return PolicyLoss(loss + value, (LossComponent("Penalty_loss", value),))
+
+
+def test_progress_is_reported_with_the_parts_of_the_loss(tiny_cnn, tiny_loader, optimizer):
     scheduler = CompressionScheduler(tiny_cnn)
     scheduler.add_policy(Penalty(), epochs=[0])
     seen = []
@@ -66,8 +71,40 @@ def test_progress_is_reported_with_the_parts_of_the_loss(tiny_cnn, tiny_loader, 
     assert [(progress.phase, progress.step, progress.steps) for progress in seen] == [
         ("train", s, 3) for s in (1, 2, 3)
     ]
-    assert list(seen[0].components) == ["Objective Loss", "Two"]
-    assert seen[-1].read().loss > 2
+    assert list(seen[0].read_parts()) == ["Objective Loss", "Penalty_loss"]
+
+
+def test_overall_objective_and_penalties_are_means_over_the_same_mini_batches(
+    tiny_cnn, tiny_loader, optimizer
+):
+    """The objective was once that of the last mini-batch, and stood beside a mean overall loss."""
+    tiny_loader.batches[2] = tuple(part[:2] for part in tiny_loader.batches[2])  # a small last mini-batch
+    objectives = []
+
+    def criterion(logits, labels):
+        objectives.append(nn.functional.cross_entropy(logits, labels))
+        return objectives[-1]
+
+    scheduler = CompressionScheduler(tiny_cnn)
+    scheduler.add_policy(Penalty(), epochs=[0])
+    read = []
+    result = train_epoch(
+        tiny_cnn, tiny_loader, optimizer, scheduler, 0, criterion=criterion,
+        report=lambda progress: read.append((progress.read(), progress.read_parts())),
+    )  # fmt: skip
+    first, second, third = (loss.item() for loss in objectives)
+    means = [first, (first + second) / 2, (8 * first + 8 * second + 2 * third) / 18]
+    penalties = [2, 2.5, (8 * 2 + 8 * 3 + 2 * 4) / 18]
+    for (overall, parts), objective, penalty in zip(read, means, penalties, strict=True):
+        assert parts == pytest.approx({"Objective Loss": objective, "Penalty_loss": penalty})
+        assert overall.loss == pytest.approx(objective + penalty)
+    assert result.loss == pytest.approx(means[2] + penalties[2])  # what is returned is the overall loss
+
+
+def test_an_evaluation_has_no_parts_of_the_loss(tiny_cnn, tiny_loader):
+    seen = []
+    evaluate(tiny_cnn, tiny_loader, report=seen.append)
+    assert seen[-1].read_parts() == {}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

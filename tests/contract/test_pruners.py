@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 import io
+import json
 import math
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 import distiller.pruning  # noqa: F401 - registers the pruners
 from distiller.errors import DistillerError, UnknownNameError
-from distiller.interfaces import EpochWindow, Pruner, StepContext
+from distiller.interfaces import DataDrivenPruner, EpochWindow, Pruner, StepContext
 from distiller.masks import MaskStore
 from distiller.registry import PRUNERS
 from distiller.signatures import injected
@@ -114,6 +116,22 @@ PRUNER_CASES: dict[str, list[Case]] = {
         Case({"weights": [NAME], "final_sparsity": 0.37}),
         Case({"weights": NAME, "initial_sparsity": 0.1, "final_sparsity": 0.77}, LINEAR),
     ],
+    **{
+        f"{score}RankedFilterPruner{rate}": cases
+        for score in ("ActivationAPoZ", "ActivationMean", "Gradient", "TaylorFO")
+        for rate, cases in {
+            "": [ranked("Filters", desired_sparsity=0.45)],
+            "_AGP": [ranked("3D", initial_sparsity=0.1, final_sparsity=0.7)],
+        }.items()
+    },
+    "MovementPruner": [
+        Case({"initial_sparsity": 0.0, "final_sparsity": 0.77, "weights": NAME}),
+        Case({"initial_sparsity": 0.1, "final_sparsity": 0.5, "weights": [NAME]}, LINEAR),
+    ],
+    "FMReconstructionChannelPruner": [
+        ranked("Channels", desired_sparsity=0.45),
+        ranked("Channels", draws=True, desired_sparsity=0.45, ranking_noise=0.5),
+    ],
 }
 
 
@@ -138,11 +156,52 @@ class Layer(nn.Module):
         self.weight = nn.Parameter(weight)
 
 
-def make(class_name: str, case: Case, **others) -> Pruner:
+class Trained(nn.Module):
+    """`layer`, a convolution or a linear layer of some shape, and a ReLU."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        outputs, inputs, *kernel = shape
+        self.layer = nn.Conv2d(inputs, outputs, kernel[0]) if kernel else nn.Linear(inputs, outputs)
+        self.input_shape = (4, inputs, *(5 for _ in kernel))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.layer(x))
+
+
+@cache
+def trained_state(class_name: str, settings: str, shape: tuple[int, ...]) -> dict:
+    """The state of a data-driven pruner that has seen three mini-batches."""
+    pruner = PRUNERS[class_name](name="the_pruner", **json.loads(settings))
+    with torch.random.fork_rng():
+        model = Trained(shape)
+        params = dict(model.named_parameters())
+        ctx = StepContext(model, MaskStore(model), None, EpochWindow.spanning(2, 12), 2)
+        pruner.attach(model)
+        for _ in range(3):
+            model.zero_grad()
+            model(torch.randn(model.input_shape)).square().sum().backward()
+            pruner.after_backward({NAME: params[NAME]}, ctx)
+        pruner.detach()
+    return copy.deepcopy(pruner.state_dict())
+
+
+def made_ready(pruner: Pruner, case: Case, weight: Tensor) -> Pruner:
+    """A data-driven pruner with something seen of a weight of that shape; any other as it is."""
+    if isinstance(pruner, DataDrivenPruner) and pruner.seen == 0:
+        settings = json.dumps(case.settings)
+        pruner.load_state_dict(trained_state(type(pruner).__name__, settings, tuple(weight.shape)))
+    return pruner
+
+
+def make(class_name: str, case: Case, weight: Tensor | None = None, **others) -> Pruner:
+    """A pruner, ready to compute masks of `weight`; by default of one of the case's shape."""
     settings = {**copy.deepcopy(case.settings), **others}
+    weight = torch.ones(case.shape) if weight is None else weight
     if "model" in injected(PRUNERS[class_name]):
-        settings["model"] = context(torch.ones(case.shape)).model
-    return PRUNERS[class_name](name="the_pruner", **settings)
+        settings["model"] = context(weight).model
+    pruner = PRUNERS[class_name](name="the_pruner", **settings)
+    return made_ready(pruner, case, weight)
 
 
 def context(weight: Tensor, epoch: int = 7) -> StepContext:
@@ -195,7 +254,7 @@ def test_every_registered_pruner_has_a_case():
 @every_weight
 def test_masks_are_0_or_one_value_of_the_parameters_shape_dtype_device_and_strides(class_name, case, kind):
     weight = WEIGHTS[kind](case)
-    mask = mask_of(make(class_name, case), weight)
+    mask = mask_of(make(class_name, case, weight), weight)
     kept = mask[mask != 0]
     if "Bernoulli" in class_name:  # the mean of the mask is 1
         assert torch.allclose(kept, (mask != 0).to(mask.dtype).mean().reciprocal())
@@ -217,7 +276,7 @@ def test_neither_parameters_nor_model_are_changed(class_name, case, kind):
     before = weight.detach().clone()
     ctx = context(weight)
     in_model = ctx.model.layer.weight.detach().clone()  # type: ignore[union-attr]
-    make(class_name, case).compute_masks({NAME: weight}, ctx)
+    make(class_name, case, weight).compute_masks({NAME: weight}, ctx)
     assert torch.equal(weight.detach(), before)
     assert torch.equal(ctx.model.layer.weight.detach(), in_model)  # type: ignore[union-attr]
     assert ctx.masks.masked() == {}
@@ -228,7 +287,7 @@ def test_neither_parameters_nor_model_are_changed(class_name, case, kind):
 @pytest.mark.parametrize("epoch", [2, 5, 11])
 def test_sparsity_is_within_one_element_or_group_of_the_target(class_name, case, kind, epoch):
     weight = WEIGHTS[kind](case)
-    pruner = make(class_name, case)
+    pruner = make(class_name, case, weight)
     targets = set(pruner.target_sparsity(context(weight, epoch)).values())
     if not targets or not case.hits_target:
         return  # depends on the data, or on what is drawn
@@ -244,7 +303,7 @@ def test_masks_are_constant_within_groups(class_name, case, kind):
     weight = WEIGHTS[kind](case)
     if case.group_dims is None:
         return
-    mask = mask_of(make(class_name, case), weight)
+    mask = mask_of(make(class_name, case, weight), weight)
     for dim in set(range(mask.dim())).difference(case.group_dims):
         assert torch.equal(mask, mask.narrow(dim, 0, 1).expand_as(mask))
 
@@ -254,9 +313,9 @@ def test_masks_are_constant_within_groups(class_name, case, kind):
 def test_masks_are_deterministic(class_name, case, kind):
     weight = WEIGHTS[kind](case)
     torch.manual_seed(123)
-    first = mask_of(make(class_name, case), weight)
+    first = mask_of(make(class_name, case, weight), weight)
     torch.manual_seed(123 if case.draws else 321)
-    assert torch.equal(mask_of(make(class_name, case), weight), first)
+    assert torch.equal(mask_of(make(class_name, case, weight), weight), first)
 
 
 @every_pruner
@@ -300,7 +359,8 @@ def test_nan_is_refused_naming_pruner_and_parameter(class_name, case):
 
 @every_pruner
 def test_only_selected_parameters_get_masks(class_name, case):
-    pruner = make(class_name, case, **({"levels": {NAME: 0.5}} if "levels" in case.settings else {}))
+    others = {"levels": {NAME: 0.5}} if "levels" in case.settings else {}
+    pruner = make(class_name, case, None, **others)
     weight = random(case)
     names = ["layer.bias", NAME, "other.layer.weight"]
     assert pruner.select(names) == (NAME,)

@@ -20,7 +20,7 @@ def record(epoch: int, top1: float = 50.0) -> EpochRecord:
     return EpochRecord(
         epoch=epoch,
         lr=0.1,
-        train_loss=1.25,
+        train_overall_loss=1.25,
         train_top1=48.0,
         train_top5=90.0,
         valid_loss=1.5,
@@ -35,6 +35,7 @@ def log_every_event(logger: Logger) -> None:
     logger.log_training_step(2, 10, 100, {"Overall Loss": 0.5, "Top1": 51.5625, "LR": 0.1})
     logger.log_validation(2, loss=0.301, top1=91.25, top5=99.5)
     logger.log_weight_sparsity(2, {"conv1.weight": 0.25, "fc.weight": 0.5}, total=0.4)
+    logger.log_kernel_sparsity(2, {"conv1.weight": 0.125})
     logger.log_epoch(record(2))
     logger.close()
 
@@ -91,6 +92,7 @@ def test_tensorboard_logger_writes_distillers_tags_and_steps(tmp_path):
         "sparsity/weights/conv1.weight": [(2, 25.0)],
         "sparsity/weights/fc.weight": [(2, 50.0)],
         "sparsity/weights/total": [(2, 40.0)],
+        "sparsity-2D/weights/conv1.weight": [(2, 12.5)],
     }
 
 
@@ -112,7 +114,7 @@ def test_csv_has_a_row_an_epoch_with_the_fields_of_the_record(tmp_path):
     log_every_event(logger)
     assert logger.path == tmp_path / "epochs.csv"
     assert logger.path.read_text() == (
-        "epoch,lr,train_loss,train_top1,train_top5,valid_loss,valid_top1,valid_top5,sparsity,seconds\n"
+        "epoch,lr,train_overall_loss,train_top1,train_top5,valid_loss,valid_top1,valid_top5,sparsity,seconds\n"
         "2,0.1,1.25,48.0,90.0,1.5,50.0,91.0,0.8,2.5\n"
     )
 

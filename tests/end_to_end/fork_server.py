@@ -3,10 +3,12 @@
 Each command is a process of its own: its own memory, folder, output, signals and exit status. Only
 the seconds of `import torch` are spent once. Requests and replies are JSON, one a line:
 
-    {"argv": [...], "cwd": ..., "stdout": file, "stderr": file, "env": {...}, "kill": [target, n]}  ->  {"pid": ...}
+    {"argv": [...], "cwd": ..., "stdout": file, "stderr": file, "env": {...}, "kill": [target, n],
+     "file_size": bytes}  ->  {"pid": ...}
     {"wait": pid}  ->  {"status": ...}, negative for a signal, as of subprocess
 
-`kill` ends the process with SIGKILL at the n-th call (from 1) of the function at `module:attribute`.
+`kill` ends the process with SIGKILL at the n-th call (from 1) of the function at `module:attribute`;
+no file can grow beyond `file_size`, as on a full disk.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import gc
 import importlib
 import json
 import os
+import resource
 import runpy
 import signal
 import sys
@@ -72,6 +75,8 @@ def become(request: dict) -> None:
         sys.argv = [str(PROGRAM), *request["argv"]]
         if request.get("kill"):
             kill_at(*request["kill"])
+        if request.get("file_size"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_size"],) * 2)
         runpy.run_path(str(PROGRAM), run_name="__main__")
         status = 0
     except SystemExit as end:

@@ -71,7 +71,13 @@ class Program:
     _count: int = field(default=0)
 
     def start(
-        self, command: str, *more: str | Path, kill: tuple[str, int] | None = None, env=None, **files: str
+        self,
+        command: str,
+        *more: str | Path,
+        kill: tuple[str, int] | None = None,
+        file_size: int | None = None,
+        env=None,
+        **files: str,
     ) -> Running:
         """Start a command line: `command` is split as a shell does, `more` are single arguments.
 
@@ -80,7 +86,8 @@ class Program:
         self._count += 1
         files = {name: str(self.printed / f"{self._count}.{name}") for name in ("stdout", "stderr")} | files
         argv = [*shlex.split(command), *map(str, more)]
-        reply = self.server.ask(argv=argv, cwd=str(self.folder), env=env or {}, kill=kill, **files)
+        limits = {"kill": kill, "file_size": file_size}
+        reply = self.server.ask(argv=argv, cwd=str(self.folder), env=env or {}, **limits, **files)
         return Running(self.server, reply["pid"], Path(files["stdout"]), Path(files["stderr"]))
 
     def run(self, command: str, *more: str | Path, kill: tuple[str, int] | None = None, env=None) -> Done:
@@ -139,7 +146,7 @@ class Running:
 
 def read(path: Path) -> str:
     """What a run printed, as far as it is a file by now."""
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    return path.read_text(encoding="utf-8") if path.is_file() else ""  # a device is none
 
 
 def in_a_fresh_interpreter(folder: Path, command: str) -> subprocess.CompletedProcess[str]:

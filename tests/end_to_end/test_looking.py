@@ -80,4 +80,4 @@ def test_a_dry_run_tells_which_policies_begin_after_the_end_of_training(program)
         ),
     )
     out = program.run(TINY + "--epochs 2 --dry-run --compress agp.yaml").succeeded().out
-    assert "  never: pruner agp begins in epoch 7, after the end of training\n" in out
+    assert "  note: pruner agp: does nothing, it acts in epochs 7..7 and trained are epochs 0..1\n" in out

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
+import shlex
 import signal
 import termios
 import time
@@ -13,22 +15,60 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conftest import NETS, TINY
-from tests.end_to_end.program import differences, load
+from tests.end_to_end.program import Done, differences, load
 
 
-def test_an_interrupt_ends_a_training_with_one_line_and_a_checkpoint_that_resumes(program):
-    running = program.start(TINY + "--epochs 1000 --etrs 0.1 -o out")
-    while "Saved checkpoint to" not in running.printed():
+def interrupted(program, command: str, at: str) -> Done:
+    """Run, and interrupt as the keyboard does once `at` is printed."""
+    running = program.start(command)
+    while at not in running.printed():
         time.sleep(0.005)
     running.signal(signal.SIGINT)
     done = running.wait()
     assert done.status == 130
-    assert done.err == "interrupted; go on with --resume-from the run's last checkpoint\n"
     assert "Traceback" not in done.out
-    names = program.names(program.latest("out"))
-    assert not any(name.endswith(".part") for name in names)
-    left = program.latest("out") / "checkpoint.pth.tar"
-    program.run(TINY + f"--epochs {load(left)['epoch'] + 2} --etrs 0.1 --resume-from {left}").succeeded()
+    return done
+
+
+@pytest.mark.parametrize("name, prefix", [("", ""), ("my run", "my run_")])
+def test_an_interrupt_ends_a_training_with_one_line_and_a_checkpoint_that_resumes(program, name, prefix):
+    done = interrupted(program, TINY + f"--epochs 1000 --etrs 0.1 -o out -n '{name}'", "Saved checkpoint to")
+    left = program.latest("out") / f"{prefix}checkpoint.pth.tar"
+    assert done.err == f"interrupted; go on with --resume-from {shlex.quote(str(left))}\n"
+    assert not any(file.endswith(".part") for file in program.names(left.parent))
+    again = TINY + f"--epochs {load(left)['epoch'] + 2} --etrs 0.1"
+    program.run(again, *shlex.split(done.err.partition("go on with ")[2])).succeeded()
+
+
+def test_an_interrupt_before_the_first_checkpoint_names_none(program):
+    done = interrupted(program, TINY + "-b 1 --epochs 1000 -o out", "Log file for this run")
+    assert done.err == "interrupted\n"
+
+
+def test_an_interrupted_sweep_tells_how_to_go_on(program):
+    sweep = TINY + "--sense element --sense-range 0 1 0.01 -o out"
+    first = interrupted(program, sweep, "[3/")
+    folder = program.latest("out")
+    assert first.err == f"interrupted; go on with --sense-resume {folder}\n"
+    second = interrupted(program, f"{sweep} --sense-resume {folder}", " at sparsity ")
+    assert (second.err, program.latest("out")) == (first.err, folder)
+
+
+SLOW = """
+import time
+from nets import Tiny
+
+def net(**options):
+    print("building", flush=True)
+    time.sleep(60)
+    return Tiny(**options)
+"""
+
+
+@pytest.mark.parametrize("job", ["--summary sparsity", "-e", "--epochs 1"])
+def test_an_interrupted_job_that_left_nothing_does_not_tell_how_to_go_on(program, job):
+    program.write("slow.py", SLOW)
+    assert interrupted(program, f"--arch slow:net --dataset digits {job}", "building").err == "interrupted\n"
 
 
 @pytest.mark.parametrize("flags", ["--summary compute", "--epochs 1000 --etrs 0.1 -o out"])
@@ -40,6 +80,24 @@ def test_a_reader_that_goes_away_ends_the_program_quietly(program, tmp_path, fla
         pass
     done = running.wait()
     assert (done.status, done.err) == (141, "")
+
+
+@pytest.mark.parametrize(
+    "flags", ["--summary sparsity", "--epochs 1 -o out", "-e -v -o out", "--summary model --cpu"]
+)
+def test_a_standard_output_that_cannot_be_written_is_one_line(program, flags):
+    done = program.start(TINY + flags, stdout="/dev/full").wait()
+    assert done.status == 2
+    assert re.fullmatch(
+        "standard output(, or a file)?: cannot be written, No space left on device; make room first\n",
+        done.err,
+    )
+
+
+def test_a_log_file_that_cannot_be_written_ends_the_run_with_one_line(program):
+    done = program.start(TINY + "--epochs 1 -o out", file_size=500, stdout="/dev/null").wait()
+    log = program.latest("out") / f"{program.latest('out').name}.log"
+    assert (done.status, done.err) == (2, f"{log}: cannot be written, File too large; make room first\n")
 
 
 def test_names_and_paths_may_have_spaces_and_letters_of_any_alphabet(program):
@@ -118,11 +176,11 @@ def test_a_link_to_the_latest_run_that_is_none_is_left_alone(program):
     assert (program.folder / "out/latest_log_dir").read_text() == "mine\n"
 
 
-def test_on_a_terminal_a_bar_takes_the_place_of_the_lines(program):
+def test_on_a_terminal_a_bar_takes_the_place_of_the_lines_and_the_log_file_has_them(program):
     main, side = pty.openpty()
     termios.tcsetwinsize(side, (24, 100))
     terminal = os.ttyname(side)
-    running = program.start(TINY + "--epochs 1 --etrs 0.2 -p 1", stdout=terminal, stderr=terminal)
+    running = program.start(TINY + "--epochs 1 --etrs 0.2 -p 1 -o out", stdout=terminal, stderr=terminal)
     shown = b""
     while b"--- results card" not in shown:
         shown += os.read(main, 65536)
@@ -132,4 +190,5 @@ def test_on_a_terminal_a_bar_takes_the_place_of_the_lines(program):
     os.close(side)
     assert b"Epoch: [" not in shown
     assert b"train 0:" in shown
+    assert (program.folder / "out/latest_log_file").read_text().count("Epoch: [0][") == 9
     assert b"==> Top1: " in shown

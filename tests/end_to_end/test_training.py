@@ -8,7 +8,7 @@ import json
 import pytest
 
 from tests.end_to_end.conftest import TINY
-from tests.end_to_end.program import differences, in_a_fresh_interpreter, load
+from tests.end_to_end.program import differences, in_a_fresh_interpreter, load, refused
 
 TRAINED = {"LOG", "EVENTS", "checkpoint.pth.tar", "best.pth.tar", "epochs.csv", "results.json"}
 LINKS = {"latest_log_dir", "latest_log_file"}
@@ -181,6 +181,63 @@ def test_a_file_of_the_current_folder_never_stands_in_for_a_module_of_the_librar
     program.write("random.py", "raise SystemExit('the wrong random')\n")
     program.write("distiller.py", "raise SystemExit('the wrong distiller')\n")
     program.run(TINY + "-e --etes 0.1").succeeded()
+
+
+def test_a_network_with_nothing_to_train_is_refused_and_can_be_tested(program):
+    program.write(
+        "flat.py",
+        "from torch import nn\n"
+        "class Flat(nn.Module):\n"
+        "    def __init__(self, num_classes, in_channels):\n"
+        "        super().__init__()\n"
+        "    def forward(self, x):\n"
+        "        return x.flatten(1)[:, :10]\n",
+    )
+    message = refused(program, "--arch flat:Flat --dataset digits --epochs 1")
+    assert message.startswith("UsageError: arch: 'flat:Flat' has no parameters that can be trained; ")
+    program.run("--arch flat:Flat --dataset digits -e -o out").succeeded()
+    card = json.loads((program.latest("out") / "results.json").read_text())
+    assert card["measured"]["parameters"] == 0
+
+
+def test_a_training_on_other_data_is_no_resumption(program, trained):
+    program.write(
+        "mine.py",
+        "import torch\n"
+        "def noise(folder):\n"
+        "    return 2 * ((torch.rand(20, 1, 8, 8), torch.arange(20) % 10),)\n",
+    )
+    other = "--arch nets:Tiny --dataset mine:noise -b 8 --epochs 3 -o out "
+    message = refused(program, other + f"--resume-from {trained}")
+    assert message == (
+        f"CheckpointError: {trained}: is of data set 'digits', this run is on 'mine:noise'; "
+        "give --dataset digits, or take the weights only, with --exp-load-weights-from\n"
+    )
+    program.run(other + f"--exp-load-weights-from {trained}").succeeded()
+
+
+@pytest.mark.parametrize("flags, images", [("-b 100000", 359), ("-b 100000 --etes 0.1", 35), ("-b 16", 16)])
+@pytest.mark.parametrize("job", ["-e", "--epochs 1 --etrs 0.1"])
+def test_latency_is_of_a_mini_batch_that_the_test_set_has(program, job, flags, images):
+    done = program.run(f"--arch nets:Tiny --dataset digits -o out {job} {flags}").succeeded()
+    card = json.loads((program.latest("out") / "results.json").read_text())
+    assert card["measured"]["latency_batch"]["batch_size"] == images
+    assert f"median latency, batch {images} (" in done.out
+
+
+def test_tensorboard_has_distillers_scalars_of_an_epoch(program):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    program.run(TINY + "--epochs 1 --etrs 0.1 -o out").succeeded()
+    found = EventAccumulator(str(program.latest("out"))).Reload().Tags()["scalars"]
+    weights = {f"weights/{layer}.weight" for layer in ("conv1", "conv2", "fc")}
+    assert set(found) == {
+        *(f"Performance/Training/{name}" for name in
+          ("Overall Loss", "Objective Loss", "Top1", "Top5", "LR", "Time")),
+        *(f"Performance/Validation/{name}" for name in ("Loss", "Top1", "Top5")),
+        *(f"{kind}/{name}" for kind in ("sparsity", "sparsity-2D") for name in weights),
+        "sparsity/weights/total",
+    }  # fmt: skip
 
 
 PLUGIN = '''

@@ -82,6 +82,24 @@ def test_model_can_be_trained_afterwards():
     model(torch.randn(3, 4)).sum().backward()
 
 
+def test_models_of_one_type_share_their_input():
+    inputs = []
+
+    class Keeping(nn.Module):
+        def __init__(self, dtype):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1, dtype=dtype))
+
+        def forward(self, x):
+            inputs.append(x)
+            return x
+
+    models = [Keeping(torch.float32), Keeping(torch.float64), Keeping(torch.float32)]
+    measure_latencies(models, (4,), 2, min_time=0.0)
+    assert inputs[0] is inputs[2]
+    assert [x.dtype for x in inputs[:3]] == [torch.float32, torch.float64, torch.float32]
+
+
 def test_models_that_are_compared_take_turns():
     turns = []
 

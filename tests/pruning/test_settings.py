@@ -1,7 +1,14 @@
 import pytest
 
 from distiller.errors import DistillerError, UnknownNameError
-from distiller.pruning.settings import SettingsByName, as_names, check_fraction, is_listed, naming
+from distiller.pruning.settings import (
+    ParameterError,
+    SettingsByName,
+    as_names,
+    check_fraction,
+    is_listed,
+    naming,
+)
 
 NAMES = ("conv1.weight", "conv1.bias", "layer1.0.weight", "layer1.1.weight", "fc.weight")
 
@@ -105,3 +112,5 @@ def test_naming_says_which_pruner_and_parameter():
     with pytest.raises(DistillerError) as error, naming("low_pruner", "fc.weight"):
         raise DistillerError("what is wrong")
     assert str(error.value) == "pruner 'low_pruner', 'fc.weight': what is wrong"
+    assert isinstance(error.value, ParameterError)
+    assert error.value.param_name == "fc.weight"

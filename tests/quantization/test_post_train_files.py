@@ -89,6 +89,28 @@ def test_flags_for_dynamic_and_weights_only(residual) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ({"qe_scale_approx_bits": 32}, "--qe-scale-approx-bits: must be 1 to 31 bits, or null, got 32"),
+        (
+            {"qe_scale_approx_bits": 8, "qe_dynamic": True},
+            "--qe-scale-approx-bits: with --qe-dynamic there is no change of scale that is known beforehand; "
+            "leave one of them out",
+        ),
+        (
+            {"qe_scale_approx_bits": 8, "qe_bits_acts": 0},
+            "--qe-scale-approx-bits: with --qe-bits-acts 0 there is no change of scale that is known beforehand; "
+            "leave one of them out",
+        ),
+    ],
+)
+def test_an_approximation_of_no_change_of_scale_is_refused(residual, flags, text) -> None:
+    with pytest.raises(QuantizationError) as error:
+        PostTrainLinearQuantizer.from_args(residual, arguments(**flags))
+    assert str(error.value) == text
+
+
 def test_parameters_are_written_in_distillers_form(residual, residual_stats, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     model = quantized(residual, residual_stats, mode=ASYMMETRIC, overrides={"fc": {"per_channel_wts": True}})

@@ -27,7 +27,7 @@ from tests.quantization.networks import quantized
             QuantizationError,
             "bits_weights: must be 2 to 16 bits, or 0 or null for none, got 1",
         ),
-        ({"bits_accum": 64}, QuantizationError, "bits_accum: must be 2 to 32 bits, got 64"),
+        ({"bits_accum": 65}, QuantizationError, "bits_accum: must be 2 to 64 bits, got 65"),
         (
             {"mode": "ASYM"},
             QuantizationError,
@@ -41,12 +41,27 @@ from tests.quantization.networks import quantized
         (
             {"scale_approx_mult_bits": 8},
             QuantizationError,
-            "conv1: scale_approx_mult_bits needs statistics, dynamic scales are not known before",
+            "scale_approx_mult_bits: needs model_activation_stats, dynamic scales are not known beforehand",
         ),
         (
             {"overrides": {"fc": {"scale_approx_mult_bits": 8}}},
             QuantizationError,
-            "fc: scale_approx_mult_bits needs statistics, dynamic scales are not known before",
+            "fc: scale_approx_mult_bits: needs model_activation_stats, dynamic scales are not known beforehand",
+        ),
+        (
+            {"scale_approx_mult_bits": 32},
+            QuantizationError,
+            "scale_approx_mult_bits: must be 1 to 31 bits, or null, got 32",
+        ),
+        (
+            {"overrides": {7: {"bits_weights": 4}}},
+            QuantizationError,
+            "overrides[7]: must be text, a layer's name or a pattern; write '7' in quotes",
+        ),
+        (
+            {"overrides": {"fc": {"input_overrides": {True: {"bits_activations": 4}}}}},
+            QuantizationError,
+            "fc: input_overrides: must map indices of inputs, from 0, to settings, got {True: {'bits_activations': 4}}",
         ),
         (
             {"overrides": {"conv3": {}}},
@@ -71,6 +86,30 @@ def test_wrong_settings_are_refused_before_anything_is_changed(residual, kwargs,
     with pytest.raises(kind) as error:
         PostTrainLinearQuantizer(residual, **kwargs)
     assert str(error.value) == text
+
+
+@pytest.mark.parametrize(
+    ("key", "index", "text"),
+    [
+        ("fc", 7, "overrides['fc']: input_overrides[7]: no such input, 'fc' has 0"),
+        ("add", 2, "overrides['add']: input_overrides[2]: no such input, 'add' has 0, 1"),
+        ("conv.*", 1, "overrides['conv.*']: input_overrides[1]: no such input, 'conv1' has 0"),
+    ],
+)
+def test_inputs_that_no_layer_has_are_refused(residual, residual_stats, key, index, text) -> None:
+    with pytest.raises(QuantizationError) as error:
+        quantized(
+            residual, residual_stats, overrides={key: {"input_overrides": {index: {"bits_activations": 4}}}}
+        )
+    assert str(error.value) == text
+
+
+def test_an_input_that_one_of_the_layers_has_is_enough(residual) -> None:
+    overrides = {
+        "add|fc": {"input_overrides": {1: {"bits_activations": 4}}, "inputs_quant_auto_fallback": True}
+    }
+    with pytest.warns(UserWarning, match="not quantized"):
+        quantized(residual, None, overrides=overrides)
 
 
 def test_statistics_of_another_model_are_refused(residual, residual_stats) -> None:

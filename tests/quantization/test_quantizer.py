@@ -147,7 +147,7 @@ def test_other_keys_are_left_to_the_subclass(net) -> None:
         (
             {"conv1": {"bits_bias": 1}},
             QuantizationError,
-            "conv1: bits_bias: must be 2 to 32 bits, or 0 or null, got 1",
+            "conv1: bits_bias: must be 2 to 64 bits, or 0 or null, got 1",
         ),
         (
             {"conv1": {}, "module.conv1": {}},
@@ -250,3 +250,12 @@ def test_no_warning_without_a_reason(net) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         MarkingQuantizer(net).prepare_model()
+
+
+def test_a_model_that_is_a_single_layer_is_refused() -> None:
+    with pytest.raises(QuantizationError) as caught:
+        MarkingQuantizer(nn.Linear(2, 2), bits_weights=4)
+    assert str(caught.value) == (
+        "the model is a single Linear without submodules; quantizers replace submodules: "
+        "put it into an nn.Sequential"
+    )

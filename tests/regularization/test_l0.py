@@ -329,7 +329,11 @@ def test_a_schedule_names_it_among_its_extensions(tmp_path, tiny_cnn):
             ":6    extensions.l0.reg_regims.fc.weight: reg_regims['fc.weight']: group must be one of Elements, 2D, "
             "Rows, Cols, Channels, Filters, 3D, 4D, got 'Element'; did you mean 'Elements'?",
         ),
-        ("0.8", "1.0", ":2    extensions.l0: keep_probability must be in (0, 1), got 1.0"),
+        (
+            "0.8",
+            "1.0",
+            ":7    extensions.l0.keep_probability: keep_probability must be in (0, 1), got 1.0",
+        ),
     ],
 )
 def test_faults_of_a_schedule_are_told_at_their_lines(tmp_path, tiny_cnn, old, new, fault):

@@ -1,5 +1,8 @@
+import errno
+import gc
 import json
 import os
+import platform
 import runpy
 import subprocess
 import sys
@@ -177,6 +180,44 @@ def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
         SensitivityLog(tmp_path / "file" / "folder", SETTINGS)
 
     assert str(error.value) == f"{tmp_path}/file/folder/sensitivity.csv: cannot be written, Not a directory"
+
+
+def test_a_disk_that_is_full_is_reported_once_and_keeps_the_points_before(tmp_path):
+    with pytest.raises(SensitivityError) as error, SensitivityLog(tmp_path, SETTINGS) as log:
+        log.append(ALL_POINTS[0])
+        log.close()
+        log._file = Path("/dev/full").open("wb")  # noqa: SIM115 - the log closes it
+        log.append(ALL_POINTS[1])
+
+    assert str(error.value) == f"{tmp_path / 'sensitivity.csv'}: cannot be written, No space left on device"
+    assert log._file.closed
+    with SensitivityLog(tmp_path, SETTINGS) as again:
+        assert list(again.finished) == [("a.weight", 0.0)]
+
+
+def test_a_disk_that_is_full_from_the_beginning_leaves_no_open_file(tmp_path, monkeypatch):
+    SensitivityLog(tmp_path, SETTINGS).close()
+    (tmp_path / "sensitivity.csv").unlink()
+
+    def refuse(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(SensitivityError, match="cannot be written, No space left on device"):
+        SensitivityLog(tmp_path, SETTINGS)
+    gc.collect()  # an open file would be a ResourceWarning, which is an error
+
+
+def test_a_resumed_sweep_clears_the_folder_of_what_a_kill_left(tmp_path, monkeypatch):
+    SensitivityLog(tmp_path, SETTINGS).close()
+    stale = tmp_path / f"sensitivity.png.{platform.node().partition('.')[0]}.99999999.part"
+    stale.touch()
+    with pytest.raises(SensitivityError):
+        SensitivityLog(tmp_path, replace(SETTINGS, axis="filter"))
+    assert stale.exists()
+
+    SensitivityLog(tmp_path, SETTINGS).close()
+    assert not stale.exists()
 
 
 def test_fingerprint_is_that_of_the_weights_not_of_the_wrapper():

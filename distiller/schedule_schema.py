@@ -1,0 +1,258 @@
+"""A JSON Schema (draft 2020-12) of schedules, for editors: `python -m distiller.schedule_schema [-o FILE]`.
+
+An editor with a YAML language server completes and checks a schedule by it. Such a file names the schema
+in its first line:
+
+    # yaml-language-server: $schema=../schedule.schema.json
+
+The schema is made of what the loader checks by: the registries, the constructors' signatures, the shape of
+a policy. It refuses what the loader refuses without looking at the model, but for what JSON cannot tell:
+2.0 is not 2 to the loader, two names may be one, and of the schedulers in `schedule_shape.CYCLIC` there
+may be one. Knows nothing about models, or which values make sense.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import PydanticOmit
+
+from distiller.atomic_file import write_whole
+from distiller.config import KINDS, Kind
+from distiller.docstrings import read_arguments, read_docstring
+from distiller.signatures import settings_model
+
+__all__ = ["schedule_schema", "schema_text", "settings_schema"]
+
+Schema = dict[str, Any]
+
+
+def schedule_schema() -> Schema:
+    """The JSON Schema of a schedule file, as plain data."""
+    sections = {kind.section: _section(kind) for kind in KINDS}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Compression schedule",
+        "description": "What is done to a network while it trains, and in which epochs.",
+        "type": "object",
+        "properties": {
+            "version": {"description": "Not looked at."},
+            **sections,
+            "policies": {
+                "description": "When each component acts.",
+                "type": "array",
+                "items": _policy(),
+            },
+        },
+        "required": ["policies"],
+        "additionalProperties": False,
+        "$defs": {
+            _definition(kind, name): _beside_class(settings_schema(factory))
+            for kind in KINDS
+            for name, factory in kind.registry.items()
+        },
+    }
+
+
+def settings_schema(factory: Callable[..., Any]) -> Schema:
+    """The JSON Schema of the settings that a schedule may give a class, described as in its docstring.
+
+    Args:
+        factory: a registered class, or one of those that a policy's `args` are for.
+    """
+    schema = settings_model(factory).model_json_schema(schema_generator=_Settings)
+    enumerations = schema.pop("$defs", {})
+    del schema["title"]
+    schema["description"] = _description(factory)
+    meanings = read_arguments(
+        factory, {name: found for kind in KINDS for name, found in kind.registry.items()}
+    )
+    for name, setting in schema.setdefault("properties", {}).items():
+        if name in meanings:
+            schema["properties"][name] = {"description": meanings[name], **setting}
+    return _inlined(schema, enumerations)
+
+
+def schema_text() -> str:
+    """`schedule_schema` as the text of a file."""
+    return json.dumps(schedule_schema(), indent=1) + "\n"
+
+
+_SECTION_MEANINGS = {
+    "pruners": "Components that set weights to zero, each under a name of your own.",
+    "regularizers": "Components that add a penalty to the loss, each under a name of your own.",
+    "quantizers": "The component that replaces layers by quantized ones, under a name of your own.",
+    "lr_schedulers": "Components that set the learning rate, each under a name of your own.",
+    "extensions": "Components that are called at every step of training, each under a name of your own.",
+}
+_EPOCHS: Schema = {
+    "epochs": {
+        "description": "The epochs in which it acts, ascending from 0. Instead of the three keys below.",
+        "type": ["array", "null"],
+        "items": {"type": "integer"},
+    },
+    "starting_epoch": {
+        "description": "The first epoch in which it acts; epochs count from 0.",
+        "type": ["integer", "null"],
+    },
+    "ending_epoch": {
+        "description": "The first epoch in which it no longer acts.",
+        "type": ["integer", "null"],
+    },
+    "frequency": {
+        "description": "Every how many epochs it acts.",
+        "type": ["integer", "null"],
+        "default": 1,
+    },
+}
+_ONE_WAY_TO_SAY_WHEN: list[Schema] = [
+    {
+        "properties": {
+            "starting_epoch": {"type": "integer"},
+            "ending_epoch": {"type": "integer"},
+            "epochs": {"type": "null"},
+        },
+        "required": ["starting_epoch", "ending_epoch"],
+    },
+    {
+        "properties": {
+            "epochs": {"type": "array"},
+            "starting_epoch": {"type": "null"},
+            "ending_epoch": {"type": "null"},
+            "frequency": {"type": "null"},
+        },
+        "required": ["epochs"],
+    },
+]
+_DOTTED_PATH = r"^[^.]+(\.[^.]+)+$"
+
+
+def _section(kind: Kind) -> Schema:
+    """A section: a class decides which settings stand beside it."""
+    classes: list[Schema] = [
+        {"const": name, "description": _description(factory)} for name, factory in kind.registry.items()
+    ]
+    plugin = {
+        "pattern": _DOTTED_PATH,
+        "description": "A class of your own, package.module.Class, allowed by --plugin package.",
+    }
+    settings = [
+        {
+            "if": {"properties": {"class": {"const": name}}, "required": ["class"]},
+            "then": {"$ref": f"#/$defs/{_definition(kind, name)}"},
+        }
+        for name in kind.registry
+    ]
+    component: Schema = {
+        "type": "object",
+        "properties": {"class": {"type": "string", "anyOf": [*classes, plugin]}},
+        "required": ["class"],
+    }
+    if settings:
+        component["allOf"] = settings
+    section: Schema = {
+        "description": _SECTION_MEANINGS[kind.section],
+        "type": ["object", "null"],
+        "additionalProperties": component,
+    }
+    return {**section, "maxProperties": 1} if kind.section == "quantizers" else section
+
+
+def _policy() -> Schema:
+    words: Schema = {kind.word: _policy_of(kind) for kind in KINDS}
+    return {
+        "type": "object",
+        "properties": {**words, **_EPOCHS},
+        "additionalProperties": False,
+        "allOf": [
+            {"oneOf": [{"required": [word]} for word in words]},
+            {"anyOf": _ONE_WAY_TO_SAY_WHEN},
+        ],
+    }
+
+
+def _policy_of(kind: Kind) -> Schema:
+    if kind.args is None:
+        args: Schema = {"additionalProperties": False}
+    else:
+        args = settings_schema(kind.args)
+    return {
+        "description": f"One of '{kind.section}', which acts in the epochs given beside this key.",
+        "type": "object",
+        "properties": {
+            "instance_name": {
+                "description": f"Its name in '{kind.section}'.",
+                "type": ["string", "integer"],
+            },
+            "args": {**args, "type": ["object", "null"]},
+        },
+        "required": ["instance_name"],
+        "additionalProperties": False,
+    }
+
+
+def _beside_class(settings: Schema) -> Schema:
+    return {**settings, "properties": {"class": {}, **settings["properties"]}}
+
+
+def _definition(kind: Kind, name: str) -> str:
+    return f"{kind.section}.{name}"
+
+
+def _description(factory: Callable[..., Any]) -> str:
+    """Its docstring's first paragraph; PyTorch's classes have pages of their own."""
+    if factory.__module__.startswith("torch."):
+        return f"PyTorch's {factory.__module__}.{factory.__name__}, stepped once an epoch."
+    return read_docstring(factory).summary
+
+
+def _inlined(schema: Any, definitions: Schema) -> Any:
+    """`schema` with the values of an enumeration in the place of a reference to it."""
+    if isinstance(schema, list):
+        return [_inlined(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return {"enum": definitions[schema["$ref"].rpartition("/")[2]]["enum"]}
+    return {key: _inlined(value, definitions) for key, value in schema.items()}
+
+
+class _Settings(GenerateJsonSchema):
+    """Pydantic's schemas of what YAML can give: no functions, enumerations by name, no generated titles."""
+
+    def callable_schema(self, schema: Any) -> Schema:
+        raise PydanticOmit
+
+    def nullable_schema(self, schema: Any) -> Schema:
+        try:
+            return super().nullable_schema(schema)
+        except PydanticOmit:
+            return {"type": "null"}
+
+    def enum_schema(self, schema: Any) -> Schema:
+        return {"enum": [member.name for member in schema["members"]]}
+
+    def encode_default(self, dft: Any) -> Any:
+        return dft.name if isinstance(dft, Enum) else super().encode_default(dft)
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def _main(arguments: Sequence[str]) -> None:
+    match arguments:
+        case []:
+            sys.stdout.write(schema_text())
+        case ["-o", file]:
+            write_whole(file, schema_text())
+        case _:
+            raise SystemExit("usage: python -m distiller.schedule_schema [-o FILE]")
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1:])

@@ -1,0 +1,228 @@
+"""What every collector must do."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+from distiller import atomic_file, data_loggers, interfaces
+from distiller.data_loggers.collector import ActivationCollector, collector_context
+from distiller.data_loggers.quant_stats import QuantCalibrationStatsCollector
+from distiller.errors import DistillerError, UnknownNameError, UsageError
+
+IMAGES = torch.randn(12, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+SHARED = "act"
+
+
+class Net(nn.Module):
+    """A convolution before a ReLU that is called twice, in place or not, and a linear layer."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.conv = nn.Conv2d(1, 2, 3)
+        self.act = nn.ReLU(inplace)
+        self.identity = nn.Identity()
+        self.fc = nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.conv(x)).flatten(1)
+        return self.act(self.identity(self.fc(x)))
+
+
+def two_passes(collector: Any, feed: Callable[[], None]) -> None:
+    feed()
+    collector.start_second_pass()
+    feed()
+    collector.stop_second_pass()
+
+
+# How each collector is made, and fed within `with collector:`.
+COLLECTORS: dict[type[Any], tuple[Callable[[nn.Module], Any], Callable[..., None]]] = {
+    QuantCalibrationStatsCollector: (QuantCalibrationStatsCollector, two_passes),
+}
+
+
+def collector_classes() -> set[type[ActivationCollector]]:
+    """Every class of the package that can be used as a collector."""
+    for module in pkgutil.iter_modules(data_loggers.__path__):
+        importlib.import_module(f"{data_loggers.__name__}.{module.name}")
+    found, waiting = set(), [ActivationCollector]
+    while waiting:
+        subclasses = waiting.pop().__subclasses__()
+        waiting += subclasses
+        found |= {cls for cls in subclasses if cls.__module__.startswith("distiller.")}
+    return found
+
+
+def test_every_collector_has_a_row_here() -> None:
+    assert set(COLLECTORS) == collector_classes()
+
+
+@pytest.fixture(params=sorted(COLLECTORS, key=str))
+def kind(request) -> Any:
+    return request.param
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return Net().eval()
+
+
+def feed(model: nn.Module, batch_size: int = 4) -> Callable[[], None]:
+    def run() -> None:
+        with torch.no_grad():
+            for batch in IMAGES.split(batch_size):
+                model(batch.clone())
+
+    return run
+
+
+def collected(kind: Any, model: nn.Module, batch_size: int = 4) -> Any:
+    """A collector of this kind that has seen all images and is detached."""
+    make, drive = COLLECTORS[kind]
+    collector = make(model)
+    with collector:
+        drive(collector, feed(model, batch_size))
+    return collector
+
+
+def hooks(model: nn.Module) -> list[Any]:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [hook for module in model.modules() for name in kinds for hook in getattr(module, name).values()]
+
+
+def numbers(value: Any, place: str = "") -> dict[str, float]:
+    """The numbers in nested data by their places; without shapes, which are text."""
+    if isinstance(value, dict):
+        return {k: v for key, item in value.items() for k, v in numbers(item, f"{place}.{key}").items()}
+    return {} if isinstance(value, str) else {place: value}
+
+
+def test_it_keeps_the_interface(kind, model) -> None:
+    assert isinstance(COLLECTORS[kind][0](model), interfaces.Collector)
+
+
+def test_detached_it_leaves_no_hooks_and_the_model_as_it_was(kind, model) -> None:
+    attributes = {name: dict(vars(module)) for name, module in model.named_modules()}
+    state = copy.deepcopy(model.state_dict())
+    collected(kind, model)
+    assert hooks(model) == []
+    assert {name: dict(vars(module)) for name, module in model.named_modules()} == attributes
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+
+
+def test_an_error_in_the_block_detaches_it(kind, model) -> None:
+    collector = COLLECTORS[kind][0](model)
+    for context in (collector, collector_context(collector)):
+        with pytest.raises(RuntimeError), context:
+            assert hooks(model) != []
+            model(torch.zeros(1, 3, 6, 6))
+        assert hooks(model) == []
+
+
+def test_a_name_that_matches_nothing_attaches_nothing(kind, model) -> None:
+    with pytest.raises(UnknownNameError), collector_context(COLLECTORS[kind][0](model), ["cnov"]):
+        pass
+    assert hooks(model) == []
+
+
+def test_it_is_attached_once_at_a_time(kind, model) -> None:
+    collector = COLLECTORS[kind][0](model)
+    with collector:
+        attached = len(hooks(model))
+        with pytest.raises(UsageError):
+            collector.start()
+        assert len(hooks(model)) == attached
+    assert hooks(model) == []
+
+
+def test_what_it_saw_stays_until_it_is_reset_and_it_works_again_then(kind, model) -> None:
+    collector = collected(kind, model)
+    first = copy.deepcopy(collector.value())
+    feed(model)()  # detached: not seen
+    assert collector.value() == first
+    collector.reset()
+    assert collector.value() == {}
+    with collector:
+        COLLECTORS[kind][1](collector, feed(model))
+    assert collector.value() == first
+
+
+def test_the_model_computes_the_same_while_it_is_attached(kind, model) -> None:
+    with torch.no_grad():
+        expected = model(IMAGES)
+        with COLLECTORS[kind][0](model):
+            assert torch.equal(model(IMAGES), expected)
+
+
+def test_its_value_is_plain_data_by_canonical_name(kind, model) -> None:
+    value = collected(kind, nn.DataParallel(model, device_ids=[])).value()
+    assert set(value) == {"conv", "act", "fc"}
+    assert json.loads(json.dumps(value))
+    assert yaml.safe_load(yaml.safe_dump(value)) == value
+
+
+def test_its_numbers_do_not_depend_on_how_the_data_are_cut_into_batches(kind, model) -> None:
+    whole = numbers(collected(kind, model, batch_size=len(IMAGES)).value())
+    for batch_size in (1, 5):
+        assert numbers(collected(kind, model, batch_size).value()) == pytest.approx(whole, rel=1e-5, abs=1e-6)
+
+
+def test_an_operation_in_place_changes_none_of_its_numbers(kind, model) -> None:
+    inplace = Net(inplace=True).eval()
+    collector = collected(kind, inplace)
+    assert collector.value() == collected(kind, model).value()
+    assert inplace.act.inplace is True
+
+
+def test_a_module_that_is_called_twice_is_one_that_saw_all_of_it(kind, model) -> None:
+    seen: dict[str, int] = dict.fromkeys(("conv", "act", "fc"), 0)
+    for name in seen:
+        module = model.get_submodule(name)
+        module.register_forward_hook(
+            lambda _module, _args, output, name=name: seen.update({name: seen[name] + output.numel()})  # pyright: ignore
+        )
+    feed(model)()
+    value = collected(kind, Net().eval()).value()
+    assert {name: value[name]["output"]["total_numel"] for name in seen} == seen
+    assert seen[SHARED] == seen["conv"] + seen["fc"]
+
+
+def test_it_saves_what_its_value_is(kind, model, tmp_path) -> None:
+    collector = collected(kind, model)
+    path = collector.save(tmp_path / "collected")
+    assert list(tmp_path.iterdir()) == [path]
+    assert yaml.safe_load(path.read_text()) == collector.value()
+
+
+def test_a_save_that_fails_leaves_the_old_file_whole_and_nothing_else(
+    kind, model, tmp_path, monkeypatch
+) -> None:
+    path = collected(kind, model).save(tmp_path / "collected")
+    before = path.read_bytes()
+
+    def fails(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    for target, name in ((atomic_file.os, "fsync"), (Path, "replace")):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, fails)
+            with pytest.raises(DistillerError, match="cannot be written, No space left on device"):
+                collected(kind, model, batch_size=3).save(path)
+        assert [file.read_bytes() for file in tmp_path.iterdir()] == [before]
+
+
+def test_a_folder_that_is_not_there_is_told(kind, model, tmp_path) -> None:
+    with pytest.raises(DistillerError, match="cannot be written, No such file or directory"):
+        collected(kind, model).save(tmp_path / "nowhere" / "collected")
