@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -140,8 +141,12 @@ class Running:
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
-    def printed(self) -> str:
-        return read(self.stdout)
+    def wait_for(self, text: str, seconds: float = 120) -> None:
+        """Wait until it has printed `text`; a run that never does, because it ended early, fails the test."""
+        deadline = time.monotonic() + seconds
+        while text not in read(self.stdout):
+            assert time.monotonic() < deadline, f"no '{text}' in:\n{read(self.stdout)}\n{read(self.stderr)}"
+            time.sleep(0.005)
 
 
 def read(path: Path) -> str:

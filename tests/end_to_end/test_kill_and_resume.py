@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from functools import cache
 from pathlib import Path
 
@@ -138,8 +137,7 @@ def test_a_kill_from_outside_at_no_chosen_moment(program, whole):
     schedule = "agp and exponential decay"
     program.write("schedule.yaml", SCHEDULES[schedule])
     running = program.start(command("sgd", "out") + "--seed 11")
-    while "Epoch: [2]" not in running.printed():
-        time.sleep(0.005)
+    running.wait_for("Epoch: [2]")
     running.signal(signal.SIGKILL)
     assert running.wait().status == -signal.SIGKILL
     left = program.latest("out") / "checkpoint.pth.tar"

@@ -9,7 +9,6 @@ import re
 import shlex
 import signal
 import termios
-import time
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,7 @@ from tests.end_to_end.program import Done, differences, load
 def interrupted(program, command: str, at: str) -> Done:
     """Run, and interrupt as the keyboard does once `at` is printed."""
     running = program.start(command)
-    while at not in running.printed():
-        time.sleep(0.005)
+    running.wait_for(at)
     running.signal(signal.SIGINT)
     done = running.wait()
     assert done.status == 130
