@@ -2,6 +2,7 @@
 # make test    the whole suite          make check   ruff, pyright
 # make bench   the benchmarks, quick    make clean   everything made here, gone
 # make results the committed results on Fashion-MNIST, anew (about a quarter of an hour on 2 cores)
+# make results-schedules  those that the schedules' headers say, where they are missing
 # VENV=path    use (and fill) another environment than .venv
 
 VENV ?= .venv
@@ -11,7 +12,7 @@ RUN = $(PY) compress_classifier.py
 DEMO = logs/demo
 READY = $(VENV)/.ready-$(shell cat requirements.txt requirements-dev.txt | cksum | cut -d' ' -f1)
 
-.PHONY: setup demo results test test-slow check format readme reference bench clean
+.PHONY: setup demo results results-schedules test test-slow check format readme reference bench clean
 
 setup: $(READY)
 
@@ -87,6 +88,10 @@ results: setup
 	(echo "# Activation statistics of LeNet-5 on Fashion-MNIST, written by 'make results' with:"; \
 	 echo "# $(subst $(PY),python,$(FASHION_STATS))"; \
 	 cat $(FASHION_LOGS)/stats/latest_log_dir/acts_quantization_stats.yaml) > stats/lenet5_fashion_mnist_act_stats.yaml
+	$(PY) -m docs.measure_schedules --headers
+
+results-schedules: setup
+	$(PY) -m docs.measure_schedules
 
 bench: setup
 	@for benchmark in $(filter-out benchmarks/side_by_side.py,$(wildcard benchmarks/*.py)); do echo "== $$benchmark --quick"; $(PY) $$benchmark --quick || exit 1; done

@@ -2,7 +2,8 @@
 """Train, prune, sweep, measure and quantize image classifiers from the command line.
 
 The flags are at the top; below them `run` picks the job. The jobs themselves are in
-`distiller/apputils/`. Exit status: 0 done, 2 the user's mistake, 1 a fault of ours, 130 interrupted.
+`distiller/apputils/`. Exit status: 0 done, 2 the user's mistake, 1 a fault of ours, 130 interrupted
+from the keyboard, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import errno
 import io
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from distiller.apputils.image_classifier import Run
 
 LOG = logging.getLogger("distiller.app")
+_FLOAT32 = 3.4e38
+"""About the largest number that weights can be multiplied with."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -97,7 +101,7 @@ def _add_model_flags(group: Any) -> None:
 
 def _add_training_flags(group: Any) -> None:
     group.add_argument(
-        "--epochs", type=_at_least(1), default=90,
+        "--epochs", type=_at_least(1, up_to=10**9), default=90,
         help="how many there are in all, those before --resume-from included (default: %(default)s)",
     )  # fmt: skip
     group.add_argument("--compress", nargs="?", const=False, type=_path, metavar="FILE",
@@ -112,13 +116,13 @@ def _add_training_flags(group: Any) -> None:
         "--optimizer", choices=("sgd", "adam", "adamw"), default="sgd", help="(default: %(default)s)"
     )
     group.add_argument(
-        "--lr", "--learning-rate", type=_fraction(above=0, up_to=None), default=0.1, metavar="LR",
+        "--lr", "--learning-rate", type=_fraction(above=0, up_to=_FLOAT32), default=0.1, metavar="LR",
         help="(default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
-        "--momentum", type=_fraction(0, up_to=None), default=0.9, help="of SGD (default: %(default)s)"
+        "--momentum", type=_fraction(0, up_to=_FLOAT32), default=0.9, help="of SGD (default: %(default)s)"
     )
-    group.add_argument("--weight-decay", "--wd", type=_fraction(0, up_to=None), default=1e-4, metavar="W",
+    group.add_argument("--weight-decay", "--wd", type=_fraction(0, up_to=_FLOAT32), default=1e-4, metavar="W",
         help="(default: %(default)s)")  # fmt: skip
 
 
@@ -134,6 +138,8 @@ def _add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reset-optimizer", action="store_true", help="with --resume-from: a new optimizer, and epoch 0"
     )
+    parser.add_argument("--save-untrained-model", action="store_true",
+        help="also save the model that training begins with, as lottery tickets need it")  # fmt: skip
 
 
 def _add_job_flags(parser: argparse.ArgumentParser) -> None:
@@ -152,6 +158,17 @@ def _add_job_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--sense-resume", type=_path, metavar="RUN_FOLDER", help="go on with a sweep that was interrupted"
     )
+    group.add_argument("--greedy", action="store_true",
+        help="prune filters where it costs the least accuracy, group by group, and exit")  # fmt: skip
+    group.add_argument("--greedy-target-density", type=_fraction(above=0, below=1), metavar="D",
+        help="with --greedy: end at this share of the MACs")  # fmt: skip
+    group.add_argument("--greedy-pruning-step", type=_fraction(above=0, below=1), default=0.1, metavar="P",
+        help="share of a group's remaining filters pruned at once (default: %(default)s)")  # fmt: skip
+    group.add_argument("--greedy-ft-epochs", type=_at_least(0), default=1, metavar="N",
+        help="epochs of fine-tuning of each candidate (default: %(default)s)")  # fmt: skip
+    group.add_argument("--greedy-finetuning-policy", type=str.lower, choices=("constant", "linear-grow"),
+        default="constant", help="training images of an epoch: all of --effective-train-size, or the share "
+        "of them that the MACs have been pruned by (default: %(default)s)")  # fmt: skip
 
 
 def _add_output_flags(group: Any) -> None:
@@ -166,6 +183,15 @@ def _add_output_flags(group: Any) -> None:
         help="print the confusion matrix of each validation and test")  # fmt: skip
     group.add_argument("--num-best-scores", type=_at_least(1), default=1, metavar="N",
         help="best epochs to print (default: %(default)s)")  # fmt: skip
+    group.add_argument(
+        "--masks-sparsity", action="store_true", help="print a table of the masks after each epoch's training"
+    )
+    group.add_argument("--param-hist", dest="log_params_histograms", action="store_true",
+        help="a histogram of each parameter to TensorBoard, each epoch")  # fmt: skip
+    group.add_argument("--activation-stats", "--act-stats", nargs="+", type=str.lower, default=[],
+        choices=("train", "valid", "test"), metavar="PHASE",
+        help="print and save statistics of activations in these phases (train, valid, test); end the list "
+        "with another flag")  # fmt: skip
 
 
 def _add_quantization_flags(parser: argparse.ArgumentParser) -> None:
@@ -212,13 +238,9 @@ def _add_quantization_flags(parser: argparse.ArgumentParser) -> None:
 
 
 REFUSED = {
-    "activation statistics of training (--activation-stats)": ("--activation-stats", "--act-stats"),
     "activation histograms": ("--activation-histograms", "--act-hist"),
-    "the mask sparsity table": ("--masks-sparsity",),
-    "weight histograms": ("--param-hist",),
     "ONNX export": ("--export-onnx",),
     "thinning": ("--thinnify",),
-    "saving the untrained model": ("--save-untrained-model",),
     "early exit": ("--earlyexit_lossweights", "--earlyexit_thresholds"),
     "conversion to PyTorch's quantized modules": ("--qe-convert-pytorch", "--qept", "--qe-pytorch-backend"),
     "LAPQ": (
@@ -231,10 +253,6 @@ REFUSED = {
         "--kd-teacher", "--kd-pretrained", "--kd-resume", "--kd-temperature", "--kd-temp",
         "--kd-distill-wt", "--kd-dw", "--kd-student-wt", "--kd-sw", "--kd-teacher-wt", "--kd-tw",
         "--kd-start-epoch",
-    ),
-    "greedy pruning": (
-        "--greedy", "--greedy-ft-epochs", "--greedy-target-density", "--greedy-pruning-step",
-        "--greedy-finetuning-policy",
     ),
 }  # fmt: skip
 """Distiller's flags whose feature is not in this version: refused by name, never ignored."""
@@ -287,7 +305,7 @@ def _arch(text: str) -> str:
     return text if ":" in text else text.lower()
 
 
-def _at_least(low: int):
+def _at_least(low: int, up_to: int = 2**63 - 1):
     def whole_number(text: str) -> int:
         try:
             value = int(text)
@@ -295,8 +313,9 @@ def _at_least(low: int):
             value = low - 1
         if value < low:
             raise argparse.ArgumentTypeError(f"must be a whole number from {low}, got '{text}'")
-        if value >= 2**63:
-            raise argparse.ArgumentTypeError(f"must be below 2**63, got '{text}'")
+        if value > up_to:
+            limit = "below 2**63" if up_to == 2**63 - 1 else f"at most {up_to:,}"
+            raise argparse.ArgumentTypeError(f"must be {limit}, got '{text}'")
         return value
 
     return whole_number
@@ -307,14 +326,11 @@ def _fraction(
     *,
     above: float | None = None,
     below: float | None = None,
-    up_to: float | None = 1.0,
+    up_to: float = 1.0,
 ):
-    """A number from `low` or above `above`, and below `below` or up to `up_to` (None: any)."""
+    """A number from `low` or above `above`, and below `below` or up to `up_to`."""
     bounds = [f"from {low:g}" if low is not None else f"above {above:g}"]
-    if below is not None:
-        bounds.append(f"below {below:g}")
-    elif up_to is not None:
-        bounds.append(f"up to {up_to:g}")
+    bounds.append(f"below {below:g}" if below is not None else f"up to {up_to:g}")
 
     def number(text: str) -> float:
         try:
@@ -322,8 +338,8 @@ def _fraction(
         except ValueError:
             value = float("nan")
         inside = value >= low if low is not None else value > (above or 0.0)
-        inside = inside and (value < below if below is not None else up_to is None or value <= up_to)
-        if not inside or value == float("inf"):
+        inside = inside and (value < below if below is not None else value <= up_to)
+        if not inside:
             raise argparse.ArgumentTypeError(f"must be a number {' and '.join(bounds)}, got '{text}'")
         return value
 
@@ -338,6 +354,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{parser.prog}: standard output and error are needed; instead of closing one, send it to "
               f"{os.devnull}", file=sys.stderr)  # fmt: skip
         return 2
+    try:
+        Path.cwd()
+    except OSError as error:
+        print(f"{parser.prog}: the current folder cannot be used, {error.strerror}; if it was deleted, "
+              "change to another one", file=sys.stderr)  # fmt: skip
+        return 2
     if "" not in sys.path:
         sys.path.append("")  # the user's own package.module:function may be in the current folder
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -346,7 +368,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_or_explain(args, parser.parse_args([]))
     except KeyboardInterrupt as interrupt:
         print(f"interrupted{interrupt}", file=sys.stderr)
-        return 130
+        return 143 if isinstance(interrupt, _Terminated) else 130
     except BrokenPipeError:  # who read the output (as in `| head`) has gone: so do we
         _drop_output()
         return 141
@@ -364,8 +386,7 @@ def run_or_explain(args: argparse.Namespace, defaults: argparse.Namespace) -> in
     from distiller.errors import DistillerError
 
     try:
-        check_usage(args, defaults)
-        run(args)
+        run(args, check_usage(args, defaults))
         sys.stdout.flush()
     except DistillerError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -382,7 +403,7 @@ def run_or_explain(args: argparse.Namespace, defaults: argparse.Namespace) -> in
     return 0
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, warn_of: Sequence[str] = ()) -> None:
     """Pick the job and do it: summaries and dry runs only print, the others have a run folder."""
     from distiller.apputils import classifier_jobs as jobs
 
@@ -393,6 +414,8 @@ def run(args: argparse.Namespace) -> None:
         print(jobs.dry_run(args))
         return
     early = set_up_console(args.verbose)
+    for text in warn_of:
+        LOG.warning(text)
     if args.deprecated_resume:
         LOG.warning("--resume is deprecated: use --resume-from, with --reset-optimizer")
     opened: list[Run] = []
@@ -405,11 +428,20 @@ def run(args: argparse.Namespace) -> None:
         jobs.run_job(args, open_run)
     except KeyboardInterrupt as interrupt:
         flag = jobs.how_to_go_on(args, opened[0].require_folder() if opened else None)
-        raise KeyboardInterrupt(f"; go on with {flag}" if flag else "") from interrupt
+        raise type(interrupt)(f"; go on with {flag}" if flag else "") from interrupt
     finally:
         for run_of_this in opened:
             for logger in run_of_this.loggers:
                 logger.close()
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: the run ends as it does at an interrupt from the keyboard, with a status of its own."""
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
+    raise _Terminated
 
 
 def _drop_output() -> None:
@@ -471,9 +503,12 @@ def make_run(args: argparse.Namespace, early: MemoryHandler) -> Run:
     for key, value in environment([sys.executable, *sys.argv], Path(__file__).parent).items():
         LOG.debug("%s: %s", key, value)
     if jobs.choose_job(args) is not jobs.train:
+        if args.activation_stats:
+            return Run(folder, (PythonLogger(LOG), TensorBoardLogger(folder.path)))
         return Run(folder)
     return Run(folder, (PythonLogger(LOG), TensorBoardLogger(folder.path), CsvLogger(folder.path)))
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main())

@@ -21,6 +21,11 @@ from distiller import (
 )
 from distiller.apputils.determinism import set_deterministic
 from distiller.config import config_component_from_file_by_class, dict_config, file_config
+from distiller.data_loggers.activation_channels import (
+    activation_channels_apoz,
+    activation_channels_l1,
+    activation_channels_means,
+)
 from distiller.dummy_input import get_dummy_input
 from distiller.errors import (
     CheckpointError,
@@ -52,6 +57,8 @@ from distiller.legacy_names import (
 )
 from distiller.masks import MaskStore, ParameterMasker, create_model_masks_dict
 from distiller.model_summaries import (
+    masks_sparsity_summary,
+    masks_sparsity_tbl_summary,
     model_params_stats,
     model_performance_summary,
     model_performance_tbl_summary,
@@ -128,6 +135,9 @@ __all__ = [
     "SummaryGraph",
     "UnknownNameError",
     "UsageError",
+    "activation_channels_apoz",
+    "activation_channels_l1",
+    "activation_channels_means",
     "apputils",
     "config_component_from_file_by_class",
     "create_mask_level_criterion",
@@ -150,6 +160,8 @@ __all__ = [
     "has_children",
     "learning_rate",
     "mask_tensor",
+    "masks_sparsity_summary",
+    "masks_sparsity_tbl_summary",
     "model_device",
     "model_find_module",
     "model_find_module_name",

@@ -9,11 +9,13 @@ Knows nothing about the training loop; classes come from the registries alone.
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from torch import nn
@@ -23,7 +25,7 @@ import distiller.learning_rate
 import distiller.pruning
 import distiller.quantization
 import distiller.regularization  # noqa: F401 - importing a package fills its registry
-from distiller.errors import DistillerError, Fault, ScheduleError, UnknownNameError, did_you_mean
+from distiller.errors import DistillerError, Fault, ScheduleError, UnknownNameError, did_you_mean, require
 from distiller.interfaces import EpochWindow, Policy
 from distiller.learning_rate import check_arguments, copy_groups, put_back_groups, rehearse
 from distiller.names import is_pattern
@@ -97,7 +99,9 @@ def file_config(
 
     Raises:
         ScheduleError: with every fault of the file, each with its line.
+        UsageError: an argument is of another type.
     """
+    require(filename, (str, os.PathLike), "file_config: filename", "the path of a YAML file")
     return document_config(model, optimizer, read_document(filename), scheduler, plugins)
 
 
@@ -109,6 +113,7 @@ def dict_config(
     plugins: Collection[str] = (),
 ) -> CompressionScheduler:
     """`file_config` for a schedule that is a dict already."""
+    require(schedule, Mapping, "dict_config: schedule", "a dict")
     return document_config(model, optimizer, Document("<dict>", dict(schedule), {}), scheduler, plugins)
 
 
@@ -120,6 +125,11 @@ def document_config(
     plugins: Collection[str] = (),
 ) -> CompressionScheduler:
     """`file_config` for a document that is read already."""
+    require(model, nn.Module, "schedule: model", "a torch.nn.Module")
+    require(optimizer, (Optimizer, NoneType), "schedule: optimizer", "a torch.optim.Optimizer or None")
+    require(
+        scheduler, (CompressionScheduler, NoneType), "schedule: scheduler", "a CompressionScheduler or None"
+    )
     faults = shape_faults(document)
     if not isinstance(document.data, dict):
         raise ScheduleError(document.file, faults)

@@ -76,12 +76,26 @@ def users_code(where: str, remedy: str = "", kind: type[DistillerError] = UsageE
         yield
     except DistillerError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         _, _, *inside = traceback.extract_tb(error.__traceback__)  # this generator, the call, what it led to
         theirs = [frame for frame in inside if "site-packages" not in frame.filename]
         place = f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
         reason = (str(error).splitlines() or [""])[0]
         raise kind(f"{where}: failed with {type(error).__name__}: {reason}{place}{remedy}") from error
+
+
+def require(value: object, kinds: type | tuple[type, ...], where: str, wanted: str) -> None:
+    """Refuse an argument that is of none of `kinds`.
+
+    Args:
+        where: function and argument.
+        wanted: what `kinds` are, in words.
+
+    Raises:
+        UsageError: naming the type that was got.
+    """
+    if not isinstance(value, kinds):
+        raise UsageError(f"{where}: must be {wanted}, got {type(value).__name__}")
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -9,7 +9,7 @@ Knows nothing about what the graph is used for.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, count
 from typing import Any, NamedTuple
@@ -207,6 +207,33 @@ def model_graph(model: nn.Module, purpose: str) -> SummaryGraph:
 
 
 _GRAPHS: WeakKeyDictionary[nn.Module, tuple[Any, SummaryGraph]] = WeakKeyDictionary()
+
+
+def batch_norm_behind(graph: SummaryGraph, op: Op, passed: Collection[str] = ()) -> Op | None:
+    """The batch norm that alone reads what a convolution or linear layer puts out, channel by channel.
+
+    Args:
+        graph: the one that `op` is of.
+        op: a call of the layer.
+        passed: types of operations that may stand between, each the only reader of the one before.
+
+    Returns:
+        The call of the batch norm. None if there is none, if something else reads the layer too, or if the
+        norm's channels are not the layer's, as behind a linear layer on (N, L, C); also where `op` is
+        neither convolution nor linear layer.
+    """
+    if op.type != "Conv" and not (op.type == "Gemm" and len(op.output_shape) == 2):
+        return None
+    behind = op
+    while len(behind.successors) == 1 and not behind.is_output:
+        behind = graph.ops[behind.successors[0]]
+        if behind.output_shape[:2] != op.output_shape[:2]:  # (N, C)
+            return None
+        if behind.type == "BatchNormalization":
+            return behind
+        if behind.type not in passed:
+            return None
+    return None
 
 
 def leaf_modules(model: nn.Module) -> dict[str, nn.Module]:

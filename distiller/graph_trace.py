@@ -99,21 +99,28 @@ def trace(model: nn.Module, dummy_input: Any, purpose: str, remedy: str) -> Trac
     Raises:
         GraphTraceError: `torch.export` cannot trace the model.
     """
+    exported = export_program(model, dummy_input, purpose, remedy)
+    calls: list[AtenCall] = []
+    outputs = _flatten(exported.graph_module, _placeholders(exported), calls)
+    return Trace(tuple(calls), tuple(value for value in outputs if isinstance(value, AtenCall)))
+
+
+def export_program(
+    model: nn.Module, dummy_input: Any, purpose: str, remedy: str
+) -> torch.export.ExportedProgram:
+    """The aten operations of one forward pass as `torch.export` gives them; takes and raises as `trace`."""
     arguments = tuple(dummy_input) if isinstance(dummy_input, (tuple, list)) else (dummy_input,)
     state = next(model.parameters(), None)
     if state is not None:
         arguments = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(state.device), arguments)
     try:
         with _evaluating(model):
-            exported = torch.export.export(model, arguments, strict=False)
+            return torch.export.export(model, arguments, strict=False)
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise GraphTraceError(
             f"{type(model).__name__}: torch.export cannot trace it for {purpose}: {reason.strip()}; {remedy}"
         ) from error
-    calls: list[AtenCall] = []
-    outputs = _flatten(exported.graph_module, _placeholders(exported), calls)
-    return Trace(tuple(calls), tuple(value for value in outputs if isinstance(value, AtenCall)))
 
 
 # A value of the exported program: the operation that computes it; None is a constant or no
@@ -177,12 +184,12 @@ def _evaluate(
     if node.target is operator.getitem:
         value, index = values[node.args[0]], node.args[1]  # type: ignore[index]
         return value[index] if isinstance(value, tuple) else value  # type: ignore[index]
-    region_at = _region_at(node)
-    if region_at is not None:
-        region = program.get_submodule(str(node.args[region_at].target))  # type: ignore[union-attr]
-        operands = [values[n] if isinstance(n, fx.Node) else None for n in node.args[region_at + 1 :]]
+    at = region_at(node)
+    if at is not None:
+        region = program.get_submodule(str(node.args[at].target))  # type: ignore[union-attr]
+        operands = [values[n] if isinstance(n, fx.Node) else None for n in node.args[at + 1 :]]
         return _flatten(region, operands, calls)  # type: ignore[arg-type]
-    name = _aten_name(node)
+    name = aten_name(node)
     inputs = tuple(dict.fromkeys(v for n in node.all_input_nodes if isinstance(v := values.get(n), AtenCall)))
     if name in _PASSED_ON:
         return inputs[0] if inputs else None
@@ -231,7 +238,7 @@ class _Aliases:
         return lineage
 
 
-def _region_at(node: fx.Node) -> int | None:
+def region_at(node: fx.Node) -> int | None:
     """Where among the arguments the program of a no_grad or autocast region stands; None if it is none."""
     if not isinstance(node.target, torch._ops.HigherOrderOperator):
         return None
@@ -240,7 +247,8 @@ def _region_at(node: fx.Node) -> int | None:
     return next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
 
 
-def _aten_name(node: fx.Node) -> str:
+def aten_name(node: fx.Node) -> str:
+    """The name of an operation, without overload or the underscore of one that works in place."""
     schema = getattr(node.target, "_schema", None)
     name = schema.name.rpartition("::")[2] if schema else str(node.target)
     return name[:-1] if name.endswith("_") else name

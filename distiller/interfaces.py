@@ -167,6 +167,10 @@ class Policy:
     def check(self, model: nn.Module) -> None:
         """Raise a DistillerError if the policy names what the model does not have, or cannot act on it."""
 
+    def has_final_sparsity(self, ctx: StepContext) -> bool:
+        """Whether, after epoch `ctx.epoch`, the policy has brought the model to the sparsity it ends with."""
+        return True
+
     def describe(self, ctx: StepContext) -> str:
         """One line for `--dry-run`: what the policy touches, and how, in epoch `ctx.epoch`."""
         return type(self).__name__
@@ -184,9 +188,11 @@ class Pruner(ABC):
 
     Attributes:
         name: the instance's name in the schedule.
+        rescales: its masks hold other values than 0 and 1, and must not act on the weights for good.
     """
 
     name: str
+    rescales: bool = False
 
     @abstractmethod
     def select(self, param_names: Sequence[str]) -> tuple[str, ...]:

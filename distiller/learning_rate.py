@@ -136,14 +136,14 @@ def rehearse(
         window: the epochs of the policy.
 
     Raises:
-        DistillerError: the scheduler fails at an epoch, or has a rate there that is negative, not finite or
-            too large for a parameter of 32 bits.
+        DistillerError: the scheduler fails at an epoch, or has a rate or momentum there that is negative,
+            not finite or too large for a parameter of 32 bits, or a momentum that is no beta.
     """
     lr_scheduler = make(optimizer=_StandIn(optimizer, groups))
     if isinstance(lr_scheduler, OneCycleLR):
         _epoch_of_cycle(lr_scheduler, window.last + 1)
     if window.start == 0:
-        _check_rates(lr_scheduler, 0)
+        _check_rates(lr_scheduler, optimizer, 0)
     for epoch in takewhile(lambda epoch: epoch < _MOST_REHEARSED, window.epochs):
         try:
             if isinstance(lr_scheduler, ReduceLROnPlateau):
@@ -156,7 +156,7 @@ def rehearse(
             raise DistillerError(
                 f"{type(lr_scheduler).__name__} fails at epoch {epoch + 1}: {type(error).__name__}: {error}"
             ) from error
-        _check_rates(lr_scheduler, epoch + 1)
+        _check_rates(lr_scheduler, optimizer, epoch + 1)
 
 
 def copy_groups(optimizer: Optimizer | None) -> list[dict[str, Any]]:
@@ -282,13 +282,24 @@ class _StandIn(Optimizer):
         """Nothing: only its learning rates are looked at."""
 
 
-def _check_rates(lr_scheduler: LRScheduler, epoch: int) -> None:
+def _check_rates(lr_scheduler: LRScheduler, optimizer: Optimizer, epoch: int) -> None:
     for group in lr_scheduler.optimizer.param_groups:
         rate = float(group["lr"])
         if not -_ROUNDING <= rate <= _HIGHEST:
             raise DistillerError(
                 f"{type(lr_scheduler).__name__} has a learning rate of {rate:.6g} at epoch {epoch}; "
                 f"rates must be from 0 to {_HIGHEST:.2g}"
+            )
+        momentum, beta = float(group.get("momentum", 0)), float(group.get("betas", (0,))[0])
+        if not 0 <= momentum <= _HIGHEST:
+            raise DistillerError(
+                f"{type(lr_scheduler).__name__} has a momentum of {momentum:.6g} at epoch {epoch}; "
+                f"it must be from 0 to {_HIGHEST:.2g}"
+            )
+        if not 0 <= beta < 1:
+            raise DistillerError(
+                f"{type(lr_scheduler).__name__} has a momentum of {beta:.6g} at epoch {epoch}; "
+                f"as the first of {type(optimizer).__name__}'s betas it must be from 0 to below 1"
             )
 
 

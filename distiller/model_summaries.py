@@ -19,6 +19,7 @@ from distiller.dummy_input import get_dummy_input
 from distiller.errors import UsageError
 from distiller.macs import count_macs
 from distiller.names import named_modules, named_parameters, unwrap
+from distiller.scheduler import CompressionScheduler
 from distiller.tensor_stats import (
     count_nonzeros,
     sparsity_2D,
@@ -74,12 +75,7 @@ def weights_sparsity_summary(model: nn.Module) -> pd.DataFrame:
     nonzeros = count_nonzeros(weights.values())
     rows = [
         (
-            name,
-            str(tuple(weight.shape)),
-            weight.numel(),
-            nonzero,
-            *(_percent(sparsity_of(weight)) for sparsity_of in _STRUCTURES.values()),
-            _percent(1 - nonzero / weight.numel()),
+            *_structure_cells(name, weight, nonzero),
             weight.std().item() if weight.numel() > 1 else 0.0,
             weight.mean().item(),
             weight.abs().mean().item(),
@@ -87,14 +83,44 @@ def weights_sparsity_summary(model: nn.Module) -> pd.DataFrame:
         for (name, weight), nonzero in zip(weights.items(), nonzeros, strict=True)
     ]
     count = sum(weight.numel() for weight in weights.values())
-    total = _percent(_total_sparsity(count, sum(nonzeros)))
-    rows.append(("Total sparsity:", "-", count, sum(nonzeros), *[0.0] * 5, total, 0.0, 0.0, 0.0))
+    rows.append((*_total_cells(count, sum(nonzeros)), 0.0, 0.0, 0.0))
     return pd.DataFrame(rows, columns=pd.Index(_SPARSITY_COLUMNS))
 
 
 def weights_sparsity_tbl_summary(model: nn.Module) -> str:
     """`weights_sparsity_summary` as a text."""
     return _table(weights_sparsity_summary(model), ("", "", "", "", *[".2f"] * 6, *[".5f"] * 3))
+
+
+def masks_sparsity_summary(model: nn.Module, scheduler: CompressionScheduler) -> pd.DataFrame:
+    """How much the masks in force prune of each weight tensor, and of all of them together.
+
+    Columns: Name, Shape, NNZ (dense), NNZ (sparse), the number of elements and of those that the mask keeps;
+    Cols (%), Rows (%), Ch (%), 2D (%), 3D (%), Fine (%), as in `weights_sparsity_summary`. Listed are the
+    parameters of two or more dimensions, of which those without a mask are kept whole, and others that
+    have a mask. The last row, "Total sparsity:", is of them all.
+
+    Args:
+        model: any model.
+        scheduler: whose masks they are; of this model.
+    """
+    masks, weights = scheduler.masks.masked(), _weights(model)
+    listed = {
+        name: masks[name] if name in masks else torch.ones_like(param)
+        for name, param in named_parameters(model)
+        if name in masks or name in weights
+    }
+    kept = count_nonzeros(listed.values())
+    rows = [
+        _structure_cells(name, mask, count) for (name, mask), count in zip(listed.items(), kept, strict=True)
+    ]
+    rows.append(_total_cells(sum(mask.numel() for mask in listed.values()), sum(kept)))
+    return pd.DataFrame(rows, columns=pd.Index(_SPARSITY_COLUMNS[:-3]))
+
+
+def masks_sparsity_tbl_summary(model: nn.Module, scheduler: CompressionScheduler) -> str:
+    """`masks_sparsity_summary` as a text."""
+    return _table(masks_sparsity_summary(model, scheduler), ("", "", "", "", *[".2f"] * 6))
 
 
 def weights_sparsity_levels(model: nn.Module) -> pd.DataFrame:
@@ -208,6 +234,18 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
         for name, parameter in named_parameters(model)
         if parameter.dim() >= 2 and parameter.numel() and ("weight" in name or "bias" in name)
     }
+
+
+def _structure_cells(name: str, tensor: Tensor, nonzero: int) -> tuple[Any, ...]:
+    """The first ten columns of a sparsity table: of a weight or a mask, not zero in `nonzero` places."""
+    structures = (_percent(sparsity_of(tensor)) for sparsity_of in _STRUCTURES.values())
+    fine = _percent(1 - nonzero / tensor.numel())
+    return (name, str(tuple(tensor.shape)), tensor.numel(), nonzero, *structures, fine)
+
+
+def _total_cells(count: int, nonzero: int) -> tuple[Any, ...]:
+    """The same columns of the last row."""
+    return ("Total sparsity:", "-", count, nonzero, *[0.0] * 5, _percent(_total_sparsity(count, nonzero)))
 
 
 def _total_sparsity(count: int, nonzero: int) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from distiller.errors import DistillerError
-from distiller.graph import model_graph
+from distiller.graph import batch_norm_behind, model_graph
 from distiller.interfaces import (
     DataDrivenPruner,
     LossComponent,
@@ -111,6 +111,11 @@ class PruningPolicy(Policy):
         return self._select([name for name, _ in named_parameters(model)])
 
     def check(self, model: nn.Module) -> None:  # noqa: D102
+        if self.pruner.rescales and not (self.args.use_double_copies and self.args.mask_on_forward_only):
+            raise DistillerError(
+                f"{type(self.pruner).__name__} scales up what it keeps, so that the weights would grow at "
+                "every step; it needs args: {use_double_copies: true, mask_on_forward_only: true}"
+            )
         params = dict(named_parameters(model))
         self.pruner.check({name: params[name].detach() for name in self.selected(model)})
 
@@ -255,6 +260,10 @@ class RegularizationPolicy(Policy):
         component = LossComponent(f"{type(self.regularizer).__name__}_loss", penalty.detach())
         return PolicyLoss(loss + penalty, (component,))
 
+    def has_final_sparsity(self, ctx: StepContext) -> bool:
+        """Whether the mask that is kept has been found."""
+        return not self.args.keep_mask or ctx.epoch >= ctx.window.last
+
     def on_minibatch_end(self, ctx: StepContext) -> None:  # noqa: D102
         params = self._params(ctx)
         masks = self.regularizer.threshold_masks({name: param.detach() for name, param in params.items()})
@@ -321,10 +330,10 @@ def _following_batch_norms(model: nn.Module) -> dict[str, str]:
     """Module name of a convolution or linear -> name of the batch norm that alone consumes it."""
     graph = model_graph(model, "fold_batchnorm")
     found: dict[str, str] = {}
-    for name, entry in graph.adjacency_map().items():
-        is_alone = len(entry.successors) == 1 and not entry.is_output and entry.module_name == name
-        if is_alone and entry.successors[0].type == "BatchNormalization":
-            found[name] = entry.successors[0].name
+    for name, op in graph.ops.items():
+        norm = batch_norm_behind(graph, op)
+        if norm is not None and not norm.is_functional and op.module_name == name:
+            found[name] = norm.module_name
     return found
 
 

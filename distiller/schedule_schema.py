@@ -41,7 +41,7 @@ def schedule_schema() -> Schema:
         "description": "What is done to a network while it trains, and in which epochs.",
         "type": "object",
         "properties": {
-            "version": {"description": "Not looked at."},
+            "version": {"description": "Of the format of schedules; may be left out.", "const": 1},
             **sections,
             "policies": {
                 "description": "When each component acts.",

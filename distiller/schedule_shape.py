@@ -35,6 +35,8 @@ def shape_faults(document: Document, needs_policies: bool = True) -> list[Fault]
         if key not in known:
             hint = did_you_mean(str(key), known) or f"; a schedule has {', '.join(known)}"
             faults.append(document.fault((key,), f"unknown section{hint}"))
+        elif key == "version" and not (type(section) in (int, float) and section == 1):
+            faults.append(document.fault((key,), f"must be 1 or left out, got {shown(section)}"))
         elif key in SECTIONS and section is not None:
             faults += _section_faults(document, key, section)
     policies = data.get("policies")

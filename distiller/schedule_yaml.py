@@ -89,7 +89,8 @@ def read_document(filename: str | Path) -> Document:
     name = str(filename)
     try:
         raw = Path(filename).expanduser().read_bytes()
-    except (OSError, RuntimeError) as error:  # RuntimeError: the home of a user that does not exist
+    except (OSError, RuntimeError, ValueError) as error:
+        # RuntimeError: the home of a user that does not exist; ValueError: a NUL in the name.
         reason = error.strerror if isinstance(error, OSError) else error
         raise ScheduleError(name, [Fault(1, "", f"cannot be read: {reason}")]) from error
     try:
@@ -101,8 +102,15 @@ def read_document(filename: str | Path) -> Document:
     return parse_document(text, name)
 
 
-def parse_document(text: str, file: str = "<string>") -> Document:
-    """Parse YAML text.
+def parse_document(
+    text: str, file: str = "<string>", wanted: str = "a schedule has at least a 'policies' list"
+) -> Document:
+    """Parse YAML text of any kind.
+
+    Neither the depth nor, with every alias written out, the values of a document are without bounds.
+
+    Args:
+        wanted: what an empty text should have been.
 
     Raises:
         ScheduleError: it is empty, not YAML, or has a duplicate key.
@@ -130,7 +138,7 @@ def parse_document(text: str, file: str = "<string>") -> Document:
         if loader is not None:
             loader.dispose()
     if node is None:
-        raise ScheduleError(file, [Fault(1, "", "is empty; a schedule has at least a 'policies' list")])
+        raise ScheduleError(file, [Fault(1, "", f"is empty; {wanted}")])
     if locator.faults:
         raise ScheduleError(file, locator.faults)
     return Document(file, data, locator.lines)

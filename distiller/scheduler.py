@@ -6,16 +6,18 @@ Applies the masks, once a callback. Knows nothing about YAML, data or accuracy.
 from __future__ import annotations
 
 import logging
+import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from distiller.errors import CheckpointError, DistillerError, PolicyConflictError
+from distiller.errors import CheckpointError, DistillerError, PolicyConflictError, UsageError, require
 from distiller.interfaces import EpochWindow, LossComponent, Policy, PolicyLoss, StepContext
 from distiller.masks import MaskStore, ParameterMasker, create_model_masks_dict
 from distiller.names import named_parameters
@@ -61,6 +63,10 @@ class CompressionScheduler:
         zeros_mask_dict: Mapping[str, Any] | None = None,
         device: str | torch.device | None = None,
     ) -> None:
+        require(model, nn.Module, "CompressionScheduler: model", "a torch.nn.Module")
+        require(
+            zeros_mask_dict, (Mapping, NoneType), "CompressionScheduler: zeros_mask_dict", "a dict or None"
+        )
         self.model = model
         self.masks = MaskStore(model)
         self.policies: list[ScheduledPolicy] = []
@@ -89,6 +95,7 @@ class CompressionScheduler:
             PolicyConflictError: another pruner has one of its parameters in overlapping epochs.
             UnknownNameError: the policy names what the model does not have.
         """
+        require(policy, Policy, "add_policy: policy", "a Policy")
         window = make_window(epochs, starting_epoch, ending_epoch, frequency)
         policy.check(self.model)
         entry = ScheduledPolicy(policy, window, name or type(policy).__name__, dict(settings or {}))
@@ -108,7 +115,14 @@ class CompressionScheduler:
         }
 
     def on_epoch_begin(self, epoch: int, optimizer: Optimizer | None = None) -> None:
-        """Before the first mini-batch: pruners compute masks."""
+        """Before the first mini-batch: pruners compute masks.
+
+        Raises:
+            UsageError: the epoch is no whole number from 0.
+        """
+        require(epoch, numbers.Integral, "on_epoch_begin: epoch", "a whole number")
+        if epoch < 0:
+            raise UsageError(f"on_epoch_begin: epoch: must be 0 or more, got {epoch}")
         self.masks.refresh()
         for entry in self._active(epoch):
             entry.policy.on_epoch_begin(self._context(entry, epoch, optimizer))
@@ -192,11 +206,9 @@ class CompressionScheduler:
             self.masks[name].apply_mask(param)
 
     def pruning_is_complete(self, epoch: int) -> bool:
-        """Whether every pruning policy has reached the sparsity that it ends with."""
+        """Whether every policy that prunes has reached the sparsity that it ends with."""
         return all(
-            entry.policy.has_final_sparsity(self._context(entry, epoch, None))
-            for entry in self.policies
-            if isinstance(entry.policy, PruningPolicy)
+            entry.policy.has_final_sparsity(self._context(entry, epoch, None)) for entry in self.policies
         )
 
     def idle_notes(self, start: int, end: int) -> list[str]:
@@ -209,9 +221,7 @@ class CompressionScheduler:
                     f"{entry.name}: does nothing, it acts in epochs {window.start}..{window.last} "
                     f"and {epochs}"
                 )
-            elif isinstance(entry.policy, PruningPolicy) and not entry.policy.has_final_sparsity(
-                self._context(entry, end - 1, None)
-            ):
+            elif not entry.policy.has_final_sparsity(self._context(entry, end - 1, None)):
                 notes.append(
                     f"{entry.name}: does not come to its final sparsity, which it has in epoch "
                     f"{window.last}; {epochs}"
@@ -247,7 +257,18 @@ class CompressionScheduler:
             CheckpointError: the state is of another schedule (only its epochs may be others, which is
                 logged as a warning), or its masks of another model.
         """
+        require(state, Mapping, "load_state_dict: state", "a dict")
+        if "masks" not in state:
+            got = ", ".join(f"'{key}'" for key in state) or "an empty dict"
+            raise CheckpointError(f"load_state_dict: needs 'masks', as state_dict() gives it, got {got}")
         policies = state.get("policies", [])
+        require(policies, (list, tuple), "load_state_dict: policies", "a list")
+        for index, entry in enumerate(policies):
+            if not isinstance(entry, Mapping) or not {"name", "state"} <= entry.keys():
+                raise CheckpointError(
+                    f"load_state_dict: policies[{index}]: must be a dict with 'name' and 'state', "
+                    f"got {type(entry).__name__}"
+                )
         names = [entry["name"] for entry in policies]
         if names and names != [entry.name for entry in self.policies]:
             raise CheckpointError(

@@ -16,10 +16,10 @@ FILES = sorted(LIBRARY.rglob("*.py"))
 LAYERS = (
     ("errors", "registry", "atomic_file", "interfaces", "names", "masks", "norms", "tensor_stats", "modules",
      "dataset_facts", "dummy_input", "legacy_names", "docstrings"),
-    ("macs", "graph_trace", "graph", "model_transforms", "schedule_yaml", "schedule_shape", "signatures", "models"),
+    ("macs", "graph_trace", "graph", "channel_groups", "model_transforms", "schedule_yaml", "schedule_shape", "signatures", "models"),
     ("pruning", "regularization", "data_loggers", "quantization", "learning_rate"),
     ("policy", "scheduler", "config", "schedule_schema", "model_summaries"),
-    ("sensitivity", "export"),
+    ("sensitivity", "export", "greedy"),
     ("apputils",),
 )  # fmt: skip
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}

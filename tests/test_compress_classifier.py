@@ -21,7 +21,7 @@ ACCEPTED = [
     (["-a", "--arch"], "ResNet20_CIFAR", "arch", "resnet20_cifar", "resnet18"),
     (["-j", "--workers"], "2", "workers", 2, 4),
     (["--epochs"], "7", "epochs", 7, 90),
-    (["-b", "--batch-size"], "32", "batch_size", 32, 256),
+    (["-b", "--batch-size", "--batch"], "32", "batch_size", 32, 256),
     (["--lr", "--learning-rate"], "1e-3", "lr", 1e-3, 0.1),
     (["--momentum"], "0", "momentum", 0.0, 0.9),
     (["--weight-decay", "--wd"], "0", "weight_decay", 0.0, 1e-4),
@@ -38,7 +38,7 @@ ACCEPTED = [
     (["--sense"], "Filter", "sensitivity", "filter", None),
     (["--deterministic", "--det"], SWITCH, "deterministic", True, False),
     (["--seed"], "3", "seed", 3, None),
-    (["--gpus"], "0,1", "gpus", "0,1", None),
+    (["--gpus", "--gpu"], "0,1", "gpus", "0,1", None),
     (["--cpu"], SWITCH, "cpu", True, False),
     (["-n", "--name"], "exp", "name", "exp", None),
     (["-o", "--out-dir"], "runs", "output_dir", "runs", "logs"),
@@ -48,6 +48,15 @@ ACCEPTED = [
     (["--effective-test-size", "--etes"], "1", "effective_test_size", 1.0, 1.0),
     (["--confusion"], SWITCH, "display_confusion", True, False),
     (["--num-best-scores"], "3", "num_best_scores", 3, 1),
+    (["--masks-sparsity"], SWITCH, "masks_sparsity", True, False),
+    (["--param-hist"], SWITCH, "log_params_histograms", True, False),
+    (["--activation-stats", "--act-stats"], "Train", "activation_stats", ["train"], []),
+    (["--save-untrained-model"], SWITCH, "save_untrained_model", True, False),
+    (["--greedy"], SWITCH, "greedy", True, False),
+    (["--greedy-ft-epochs"], "0", "greedy_ft_epochs", 0, 1),
+    (["--greedy-target-density"], "0.5", "greedy_target_density", 0.5, None),
+    (["--greedy-pruning-step"], "0.2", "greedy_pruning_step", 0.2, 0.1),
+    (["--greedy-finetuning-policy"], "Linear-Grow", "greedy_finetuning_policy", "linear-grow", "constant"),
     (["--load-serialized"], SWITCH, "load_serialized", True, False),
     (["--quantize-eval", "--qe"], SWITCH, "quantize_eval", True, False),
     (["--qe-mode", "--qem"], "ASYM_S", "qe_mode", "asym_s", "sym"),
@@ -78,15 +87,10 @@ ADDED = [
     (["--sense-resume"], "logs/x", "sense_resume", "logs/x", None),
 ]
 REFUSED = {
-    "--activation-stats": "activation statistics of training (--activation-stats)",
-    "--act-stats": "activation statistics of training (--activation-stats)",
     "--activation-histograms": "activation histograms",
     "--act-hist": "activation histograms",
-    "--masks-sparsity": "the mask sparsity table",
-    "--param-hist": "weight histograms",
     "--export-onnx": "ONNX export",
     "--thinnify": "thinning",
-    "--save-untrained-model": "saving the untrained model",
     "--earlyexit_lossweights": "early exit",
     "--earlyexit_thresholds": "early exit",
     "--qe-convert-pytorch": "conversion to PyTorch's quantized modules",
@@ -118,11 +122,6 @@ REFUSED = {
     "--kd-teacher-wt": "knowledge distillation",
     "--kd-tw": "knowledge distillation",
     "--kd-start-epoch": "knowledge distillation",
-    "--greedy": "greedy pruning",
-    "--greedy-ft-epochs": "greedy pruning",
-    "--greedy-target-density": "greedy pruning",
-    "--greedy-pruning-step": "greedy pruning",
-    "--greedy-finetuning-policy": "greedy pruning",
 }
 SPELLINGS = [
     (flag, value, dest, parsed) for flags, value, dest, parsed, _ in ACCEPTED + ADDED for flag in flags
@@ -194,7 +193,9 @@ def test_summaries_add_up():
 
 
 def test_layers_and_plugins_may_be_several():
-    args = parse("--qencl", "a", "b", "--qenql", "c", "d", "--plugin", "x", "--plugin", "y", "data")
+    args = parse("--act-stats", "train", "Valid", "--qencl", "a", "b", "--qenql", "c", "d", "--plugin", "x", "--plugin",
+                 "y", "data")  # fmt: skip
+    assert args.activation_stats == ["train", "valid"]
     assert (args.qe_no_clip_layers, args.qe_no_quant_layers, args.plugin) == (
         ["a", "b"],
         ["c", "d"],
@@ -266,13 +267,14 @@ WHOLE = "must be a whole number from {}, got '{}'"
     [
         ("--epochs", "0", WHOLE.format(1, "0")),
         ("--epochs", "1.5", WHOLE.format(1, "1.5")),
-        ("-b/--batch-size", "0", WHOLE.format(1, "0")),
+        ("--epochs", str(2**63 - 1), "must be at most 1,000,000,000, got '9223372036854775807'"),
+        ("-b/--batch-size/--batch", "0", WHOLE.format(1, "0")),
         ("-j/--workers", "-1", WHOLE.format(0, "-1")),
         ("-p/--print-freq", "0", WHOLE.format(1, "0")),
         ("--seed", "-1", WHOLE.format(0, "-1")),
         ("--num-best-scores", "none", WHOLE.format(1, "none")),
         ("--seed", str(2**63), "must be below 2**63, got '9223372036854775808'"),
-        ("-b/--batch-size", str(10**20), "must be below 2**63, got '100000000000000000000'"),
+        ("-b/--batch-size/--batch", str(10**20), "must be below 2**63, got '100000000000000000000'"),
         ("--qe-bits-acts/--qeba", "-8", WHOLE.format(0, "-8")),
         ("--qe-bits-accum", "0", WHOLE.format(1, "0")),
         ("--validation-split/--valid-size/--vs", "1", "must be a number from 0 and below 1, got '1'"),
@@ -282,10 +284,13 @@ WHOLE = "must be a whole number from {}, got '{}'"
         ("--effective-test-size/--etes", "nan", "must be a number above 0 and up to 1, got 'nan'"),
         ("--qe-calibration", "0", "must be a number above 0 and up to 1, got '0'"),
         ("--qe-calibration", "20%", "must be a number above 0 and up to 1, got '20%'"),
-        ("--lr/--learning-rate", "0", "must be a number above 0, got '0'"),
-        ("--lr/--learning-rate", "inf", "must be a number above 0, got 'inf'"),
-        ("--momentum", "-0.9", "must be a number from 0, got '-0.9'"),
-        ("--weight-decay/--wd", "nan", "must be a number from 0, got 'nan'"),
+        ("--lr/--learning-rate", "0", "must be a number above 0 and up to 3.4e+38, got '0'"),
+        ("--lr/--learning-rate", "inf", "must be a number above 0 and up to 3.4e+38, got 'inf'"),
+        ("--lr/--learning-rate", "1e39", "must be a number above 0 and up to 3.4e+38, got '1e39'"),
+        ("--momentum", "-0.9", "must be a number from 0 and up to 3.4e+38, got '-0.9'"),
+        ("--momentum", "1e39", "must be a number from 0 and up to 3.4e+38, got '1e39'"),
+        ("--weight-decay/--wd", "nan", "must be a number from 0 and up to 3.4e+38, got 'nan'"),
+        ("--weight-decay/--wd", "1e308", "must be a number from 0 and up to 3.4e+38, got '1e308'"),
     ],
 )
 def test_numbers_out_of_their_range(capsys, flag, value, told):
@@ -300,10 +305,16 @@ def test_numbers_out_of_their_range(capsys, flag, value, told):
         ("--sense element --sense-range 0 1", "argument --sense-range: expected 3 arguments"),
         ("--sense element --sense-range 0 1 x", "argument --sense-range: invalid float value: 'x'"),
         ("one two", "unrecognized arguments: two"),
+        ("--act-stats", "argument --activation-stats/--act-stats: expected at least one argument"),
     ],
 )
 def test_values_that_are_not_as_many_or_not_of_the_kind_wanted(capsys, argv, told):
     assert message(capsys, *argv.split()) == told
+
+
+def test_an_unknown_phase(capsys):
+    told = message(capsys, "--act-stats", "valid", "all")
+    assert told.startswith("argument --activation-stats/--act-stats: invalid choice: 'all'")
 
 
 @pytest.mark.parametrize(
@@ -330,7 +341,7 @@ def test_the_deprecated_resume_resets_the_optimizer():
 
 def test_main_refuses_before_anything_is_imported(capsys):
     with pytest.raises(SystemExit) as end:
-        main(["--greedy"])
+        main(["--thinnify"])
     assert end.value.code == 2
 
 
@@ -357,6 +368,18 @@ def test_a_closed_output_is_one_line(closed):
     assert (done.returncode, done.stdout + done.stderr) == (
         2,
         f"compress_classifier.py: standard output and error are needed; instead of closing one, send it to {os.devnull}\n",
+    )
+
+
+def test_a_current_folder_that_was_deleted_is_one_line(tmp_path):
+    (tmp_path / "gone").mkdir()
+    program = f"{shlex.quote(sys.executable)} {ROOT / 'compress_classifier.py'} --dataset digits"
+    command = f"cd {tmp_path}/gone && rmdir ../gone && {program}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (
+        2,
+        "compress_classifier.py: the current folder cannot be used, No such file or directory; if it was deleted, "
+        "change to another one\n",
     )
 
 

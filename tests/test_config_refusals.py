@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from distiller.config import dict_config, document_config
-from distiller.errors import ScheduleError
+from distiller.config import dict_config, document_config, file_config
+from distiller.errors import DistillerError, ScheduleError
 from distiller.schedule_yaml import parse_document
 
 
@@ -312,3 +312,55 @@ def test_settings_are_kept_as_plain_data(tiny_cnn):
         "rounding_fn": "<built-in function ceil>",
         "args": {"keep_mask": True},
     }
+
+
+# --- the version, and arguments of another type
+
+
+@pytest.mark.parametrize("version", ["1", "1.0"])
+def test_version_1_is_the_one_there_is(load, version):
+    load(f"version: {version}\npolicies: []\n")
+
+
+@pytest.mark.parametrize(
+    ("version", "shown"), [("2", "2"), ("'1'", "'1'"), ("true", "True"), ("", "None"), ("[1]", "[1]")]
+)
+def test_another_version_is_refused_at_its_line(faults, version, shown):
+    assert faults(f"policies: []\nversion: {version}\n") == [
+        f":2    version: must be 1 or left out, got {shown}"
+    ]
+
+
+MODULE_WANTED = "schedule: model: must be a torch.nn.Module, got"
+PATH_WANTED = "file_config: filename: must be the path of a YAML file, got"
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda m, o: dict_config(m, o, None), "dict_config: schedule: must be a dict, got NoneType"),
+        (lambda m, o: dict_config(m, o, 5), "dict_config: schedule: must be a dict, got int"),
+        (lambda m, o: dict_config(m, o, [1]), "dict_config: schedule: must be a dict, got list"),
+        (lambda m, o: dict_config(m, o, "x"), "dict_config: schedule: must be a dict, got str"),
+        (lambda m, o: dict_config(None, o, {"policies": []}), f"{MODULE_WANTED} NoneType"),
+        (
+            lambda m, o: dict_config(m, 5, {"policies": []}),
+            "schedule: optimizer: must be a torch.optim.Optimizer or None, got int",
+        ),
+        (
+            lambda m, o: dict_config(m, o, {"policies": []}, scheduler=5),
+            "schedule: scheduler: must be a CompressionScheduler or None, got int",
+        ),
+        (lambda m, o: file_config(m, o, None), f"{PATH_WANTED} NoneType"),
+        (lambda m, o: file_config(m, o, 5), f"{PATH_WANTED} int"),
+        (lambda m, o: file_config(m, o, b".."), f"{PATH_WANTED} bytes"),
+        (
+            lambda m, o: file_config(m, o, "a\0b"),
+            "a\0b has 1 error\n  :1    cannot be read: embedded null byte",
+        ),
+    ],
+)
+def test_arguments_of_another_type_are_refused(tiny_cnn, optimizer, call, text):
+    with pytest.raises(DistillerError) as caught:
+        call(tiny_cnn, optimizer)
+    assert str(caught.value) == text

@@ -10,7 +10,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 import torch
-from torch.optim import Adagrad, Adam, Optimizer
+from torch.optim import SGD, Adagrad, Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau, StepLR
 
 from distiller.errors import DistillerError
@@ -170,3 +170,33 @@ def test_groups_are_put_back_whole_or_their_rates_alone():
     assert "initial_lr" in optimizer.param_groups[0]
     put_back_groups(optimizer, before)
     assert optimizer.param_groups == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "arguments", "text"),
+    [
+        (
+            Adam,
+            "CyclicLR",
+            {"base_lr": 0.1, "max_lr": 1.0, "max_momentum": 1e300, "base_momentum": 1e300},
+            "CyclicLR has a momentum of 1e+300 at epoch 0; as the first of Adam's betas it must be from 0 to below 1",
+        ),
+        (
+            Adam,
+            "OneCycleLR",
+            {"max_lr": 1.0, "total_steps": 9, "max_momentum": 1.0},
+            "OneCycleLR has a momentum of 1 at epoch 0; as the first of Adam's betas it must be from 0 to below 1",
+        ),
+        (
+            functools.partial(SGD, momentum=0.9),
+            "OneCycleLR",
+            {"max_lr": 1.0, "total_steps": 9, "max_momentum": 1e300},
+            "OneCycleLR has a momentum of 1e+300 at epoch 0; it must be from 0 to 3.4e+38",
+        ),
+    ],
+)
+def test_a_momentum_that_the_optimizer_cannot_take_is_refused(kind, name, arguments, text):
+    optimizer = kind([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    with pytest.raises(DistillerError) as caught:
+        rehearsal(functools.partial(LR_SCHEDULERS[name], **arguments), EpochWindow.spanning(0, 8), optimizer)
+    assert str(caught.value) == text

@@ -7,6 +7,8 @@ from torch import nn
 from distiller.errors import UsageError
 from distiller.model_summaries import (
     SUMMARIES,
+    masks_sparsity_summary,
+    masks_sparsity_tbl_summary,
     model_params_stats,
     model_performance_summary,
     model_performance_tbl_summary,
@@ -19,6 +21,7 @@ from distiller.model_summaries import (
     weights_sparsity_tbl_summary,
 )
 from distiller.models import create_model
+from distiller.scheduler import CompressionScheduler
 
 
 @pytest.fixture
@@ -188,3 +191,56 @@ def test_a_model_without_layers_that_compute_has_an_empty_table():
     model = nn.Sequential(nn.Flatten())
     model.input_shape = (1, 1, 2, 2)
     assert "Total MACs: 0" in model_summary(model, "compute")
+
+
+@pytest.fixture
+def masked() -> CompressionScheduler:
+    """Of a model as `pruned`, dense, with masks: of filter 0, and (as slimming does) of one batch-norm scale."""
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 3))
+    scheduler = CompressionScheduler(model)
+    mask = torch.ones(4, 2, 3, 3)
+    mask[0] = 0
+    scheduler.masks.put("0.weight", mask)
+    scheduler.masks.put("1.weight", torch.tensor([0.0, 1.0, 1.0, 1.0]))
+    return scheduler
+
+
+def test_the_table_of_masks_is_of_the_masks_and_not_of_the_weights(masked):
+    table = masks_sparsity_summary(masked.model, masked)
+    assert list(table.columns) == [
+        "Name", "Shape", "NNZ (dense)", "NNZ (sparse)", "Cols (%)", "Rows (%)", "Ch (%)", "2D (%)", "3D (%)",
+        "Fine (%)",
+    ]  # fmt: skip
+    assert table.to_numpy().tolist() == [
+        ["0.weight", "(4, 2, 3, 3)", 72, 54, 0.0, 0.0, 0.0, 25.0, 25.0, 25.0],
+        ["1.weight", "(4,)", 4, 3, 0.0, 0.0, 0.0, 0.0, 0.0, 25.0],
+        ["3.weight", "(3, 4)", 12, 12, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+        ["Total sparsity:", "-", 88, 69, 0.0, 0.0, 0.0, 0.0, 0.0, pytest.approx(100 * 19 / 88)],
+    ]
+
+
+def test_a_mask_of_gates_prunes_what_is_zero_in_it(masked):
+    masked.masks.put("3.weight", torch.tensor([[0.0], [0.5], [1.0]]).expand(3, 4))
+    (linear,) = [
+        row
+        for row in masks_sparsity_summary(masked.model, masked).to_dict("records")
+        if row["Name"] == "3.weight"
+    ]
+    assert (linear["NNZ (sparse)"], linear["Cols (%)"]) == (8, pytest.approx(100 / 3))
+
+
+def test_without_masks_nothing_is_pruned(pruned):
+    total = masks_sparsity_summary(pruned, CompressionScheduler(pruned)).iloc[-1]
+    assert (total["NNZ (dense)"], total["NNZ (sparse)"], total["Fine (%)"]) == (84, 84, 0)
+
+
+def test_the_masks_of_a_model_without_parameters_are_a_row_of_zeros():
+    table = masks_sparsity_summary(nn.ReLU(), CompressionScheduler(nn.ReLU()))
+    assert table["Name"].tolist() == ["Total sparsity:"]
+
+
+def test_the_table_of_masks_as_a_text(masked):
+    lines = masks_sparsity_tbl_summary(masked.model, masked).splitlines()
+    assert [cell.strip() for cell in lines[3].strip("|").split("|")] == [
+        "0.weight", "(4, 2, 3, 3)", "72", "54", "0.00", "0.00", "0.00", "25.00", "25.00", "25.00",
+    ]  # fmt: skip

@@ -5,13 +5,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from distiller.errors import DistillerError
 from distiller.interfaces import DataDrivenPruner, EpochWindow, StepContext
 from distiller.masks import MaskStore
 from distiller.names import resolve_all
 from distiller.policy import LRPolicy, PruningArgs, PruningPolicy, QuantizationPolicy, RegularizationPolicy
-from distiller.pruning import SparsityLevelParameterPruner
+from distiller.pruning import BernoulliFilterPruner, SparsityLevelParameterPruner
 from distiller.scheduler import CompressionScheduler
 from tests.doubles import HalfPruner, every_other, train
 
@@ -142,6 +143,36 @@ def test_fold_batchnorm_ranks_by_the_gain_of_the_batch_norm_that_follows(tiny_cn
     assert torch.equal(tiny_cnn.conv1.weight, weights["conv1.weight"])
 
 
+@pytest.mark.parametrize("is_function", [True, False])
+def test_fold_batchnorm_leaves_weights_alone_that_no_norm_of_their_filters_follows(is_function):
+    """Behind a linear layer on sequences the norm's channels are places; a function has no gain to look up."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.input_shape = (2, 4, 3)
+            self.layer, self.norm = nn.Linear(3, 5), nn.BatchNorm1d(4)
+
+        def forward(self, x):
+            x = self.layer(x)
+            return (
+                F.batch_norm(x, self.norm.running_mean, self.norm.running_var)
+                if is_function
+                else self.norm(x)
+            )
+
+    seen = {}
+
+    class Noting(HalfPruner):
+        def compute_masks(self, params, ctx):
+            seen.update(params)
+            return super().compute_masks(params, ctx)
+
+    model = Net()
+    PruningPolicy(Noting("layer.weight"), {"fold_batchnorm": True}).on_epoch_begin(context(model))
+    assert torch.equal(seen["layer.weight"], model.layer.weight)
+
+
 def test_fold_batchnorm_takes_nothing_from_the_global_random_numbers(tiny_cnn):
     """A resumed run looks at the graph again; the uninterrupted one did so once, earlier."""
     before = torch.get_rng_state()
@@ -242,3 +273,22 @@ def test_weights_are_refitted_with_new_masks(tiny_cnn):
     pruner.seen = 1
     scheduler.on_epoch_begin(0)
     assert torch.equal(tiny_cnn.conv2.weight, 2 * before * every_other(before))
+
+
+@pytest.mark.parametrize("args", [{}, {"use_double_copies": True}, {"mask_on_forward_only": True}])
+def test_masks_that_rescale_must_not_act_on_the_weights_for_good(tiny_cnn, args):
+    policy = PruningPolicy(BernoulliFilterPruner("b", "Filters", 0.5, ["conv2.weight"]), args)
+    with pytest.raises(DistillerError) as caught:
+        policy.check(tiny_cnn)
+    assert str(caught.value) == (
+        "BernoulliFilterPruner scales up what it keeps, so that the weights would grow at every step; "
+        "it needs args: {use_double_copies: true, mask_on_forward_only: true}"
+    )
+
+
+@pytest.mark.parametrize(("keeps", "final"), [(True, [False, False, True]), (False, [True] * 3)])
+def test_a_regularizer_has_its_final_sparsity_when_the_mask_that_it_keeps_is_found(tiny_cnn, keeps, final):
+    scheduler = CompressionScheduler(tiny_cnn)
+    policy = RegularizationPolicy(Ridge("fc.weight", threshold=0.1), keep_mask=keeps)
+    scheduler.add_policy(policy, starting_epoch=0, ending_epoch=3)
+    assert [scheduler.pruning_is_complete(epoch) for epoch in range(3)] == final

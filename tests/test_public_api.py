@@ -38,7 +38,9 @@ def test_every_public_name_is_there_and_listed_once():
     quantization.linear_dequantize quantization.quantizer.QBits model_sparsity model_params_stats
     perform_sensitivity_analysis sensitivities_to_png sensitivities_to_csv weights_sparsity_summary
     file_config config_component_from_file_by_class data_loggers.PythonLogger data_loggers.TensorBoardLogger
-    data_loggers.CsvLogger data_loggers.NullLogger""".split(),
+    data_loggers.CsvLogger data_loggers.NullLogger activation_channels_l1 activation_channels_apoz
+    activation_channels_means masks_sparsity_tbl_summary data_loggers.SummaryActivationStatsCollector
+    data_loggers.RecordsActivationStatsCollector""".split(),
 )
 def test_distillers_name_is_there(name):
     found = distiller

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -30,6 +31,7 @@ LATEST = re.compile(r"(logs/demo/\w+)/latest_log_dir(?:/(.+))?")
 LEFT_BEHIND = {
     classifier_jobs.train: {"results.json", "checkpoint.pth.tar", "best.pth.tar", "epochs.csv"},
     classifier_jobs.sweep_sensitivity: {"sensitivity.csv", "sensitivity.png", "sensitivity.json"},
+    classifier_jobs.prune_greedily: {"results.json", "greedy.csv"},
     classifier_jobs.collect_statistics: {"acts_quantization_stats.yaml"},
     classifier_jobs.quantize_and_evaluate: {
         "results.json", "quantized_checkpoint.pth.tar", "layer_quant_params.yaml",
@@ -62,9 +64,11 @@ COMMANDS = [line for block in blocks(README, "sh") for line in command_lines(blo
 
 def demo_command_lines() -> list[str]:
     """The command lines of `make demo`, with `python` for the environment's."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "VENV")}
     told = subprocess.run(
-        ["make", "--no-print-directory", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+        ["make", "--no-print-directory", "-n", "demo"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
     return [line.replace(".venv/bin/python", "python") for line in command_lines(told.stdout)]
 
 

@@ -317,3 +317,47 @@ def test_a_data_parallel_model_is_scheduled_by_the_names_of_the_plain_one(tiny_c
     scheduler = CompressionScheduler(nn.DataParallel(tiny_cnn))
     scheduler.add_policy(PruningPolicy(HalfPruner("module.conv2.weight")), epochs=[0])
     assert train(tiny_cnn, scheduler, range(2)) == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (
+            lambda s: CompressionScheduler(None),
+            "CompressionScheduler: model: must be a torch.nn.Module, got NoneType",
+        ),
+        (
+            lambda s: CompressionScheduler(5),
+            "CompressionScheduler: model: must be a torch.nn.Module, got int",
+        ),
+        (
+            lambda s: CompressionScheduler(s.model, 5),
+            "CompressionScheduler: zeros_mask_dict: must be a dict or None, got int",
+        ),
+        (lambda s: s.add_policy(None, epochs=[0]), "add_policy: policy: must be a Policy, got NoneType"),
+        (lambda s: s.add_policy(object(), epochs=[0]), "add_policy: policy: must be a Policy, got object"),
+        (lambda s: s.on_epoch_begin("x"), "on_epoch_begin: epoch: must be a whole number, got str"),
+        (lambda s: s.on_epoch_begin(-1), "on_epoch_begin: epoch: must be 0 or more, got -1"),
+        (lambda s: s.load_state_dict(5), "load_state_dict: state: must be a dict, got int"),
+        (
+            lambda s: s.load_state_dict({}),
+            "load_state_dict: needs 'masks', as state_dict() gives it, got an empty dict",
+        ),
+        (
+            lambda s: s.load_state_dict({"masks_dict": {}}),
+            "load_state_dict: needs 'masks', as state_dict() gives it, got 'masks_dict'",
+        ),
+        (
+            lambda s: s.load_state_dict({"masks": {}, "policies": 5}),
+            "load_state_dict: policies: must be a list, got int",
+        ),
+        (
+            lambda s: s.load_state_dict({"masks": {}, "policies": [5]}),
+            "load_state_dict: policies[0]: must be a dict with 'name' and 'state', got int",
+        ),
+    ],
+)
+def test_arguments_of_another_type_are_refused(tiny_cnn, call, text):
+    with pytest.raises(DistillerError) as caught:
+        call(CompressionScheduler(tiny_cnn))
+    assert str(caught.value) == text

@@ -12,6 +12,7 @@ from distiller.apputils.data_loaders import DataBundle, load_data
 from distiller.apputils.determinism import set_deterministic
 from distiller.apputils.image_classifier import ClassifierCompressor
 from distiller.apputils.results_card import ResultsCard, build_card
+from distiller.apputils.rewind import WeightRewinder
 from distiller.apputils.training_loop import evaluate, train_epoch
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "ClassifierCompressor",
     "DataBundle",
     "ResultsCard",
+    "WeightRewinder",
     "build_card",
     "evaluate",
     "load_checkpoint",

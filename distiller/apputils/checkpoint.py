@@ -8,6 +8,7 @@ Knows nothing about training.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from distiller.apputils.legacy_checkpoint import legacy_fields, load_plain
 from distiller.apputils.optimizer_state import restore_optimizer
 from distiller.apputils.rng_state import capture_rng_state, restore_rng_state
 from distiller.atomic_file import replacing
-from distiller.errors import CheckpointError, DistillerError
+from distiller.errors import CheckpointError, DistillerError, require
 from distiller.masks import MaskStore
 from distiller.models import create_model
 from distiller.names import canonical_state_dict, unwrap
@@ -47,6 +48,7 @@ __all__ = [
     "restore_rng_state",
     "restore_scheduler",
     "save_checkpoint",
+    "write_document",
 ]
 
 _logger = logging.getLogger(__name__)
@@ -92,15 +94,24 @@ def save_checkpoint(
             f"{target}: cannot be written: '{target.parent}' is not a folder; create it first"
         )
     document = document_of(epoch, arch, model, optimizer, scheduler, extras)
+    for path in (best, target) if is_best else (target,):
+        write_document(document, path)
+    return target
+
+
+def write_document(document: Mapping[str, Any], path: Path) -> None:
+    """Write what `document_of` made, whole or not at all.
+
+    Raises:
+        CheckpointError: the file cannot be written; nothing is left behind.
+    """
     try:
-        for path in (best, target) if is_best else (target,):
-            with replacing(path) as file:
-                torch.save(document, file)
+        with replacing(path) as file:
+            torch.save(dict(document), file)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"{target}: cannot be written: {_reason(error)}; make room, or choose another folder"
+            f"{path}: cannot be written: {_reason(error)}; make room, or choose another folder"
         ) from error
-    return target
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -111,6 +122,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             newer version, asks for something that could run code (which is not run), or holds
             something of another type than it must be.
     """
+    require(path, (str, os.PathLike), "checkpoint: file", "a path")
     path = Path(path)
     document = load_plain(path)
     if isinstance(document, dict) and (
@@ -132,6 +144,7 @@ def load_state(model: nn.Module, checkpoint: Checkpoint, strict: bool = True) ->
     Raises:
         CheckpointError: the checkpoint is of another model; says which, and what differs.
     """
+    require(model, nn.Module, "checkpoint: model", "a torch.nn.Module")
     current = model.state_dict()
     raw_names = dict(zip(canonical_state_dict(model), current, strict=True))
     stored = checkpoint.state_dict

@@ -108,6 +108,18 @@ def document_of(
         "rng": capture_rng_state(),
         "extras": kept,
     }
+    return sealed(contents)
+
+
+def sealed(contents: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of a checkpoint as they are written: plain data, checked, under the mark of the format.
+
+    Args:
+        contents: everything that a file has beside `format` and `format_version`.
+
+    Raises:
+        CheckpointError: as `document_of`.
+    """
     plain = {key: _plain(value, key) for key, value in contents.items()}
     check_document(plain, "save_checkpoint")
     return {"format": FORMAT, "format_version": FORMAT_VERSION, **plain}

@@ -18,7 +18,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeInt,
     TypeAdapter,
     ValidationError,
 )
@@ -74,8 +73,8 @@ def shown(value: Any) -> str:
 def unlike(value: Any, like: Any, *place: str | int) -> str | None:
     """What is wrong with a saved value, beside the one that a fresh object has in its place.
 
-    Numbers stand for numbers, and stay finite and not negative where the fresh one is; lists and
-    tuples have the fresh one's length; keys of a dict may be missing.
+    Numbers stand for numbers, and stay finite (in 32 bits) and not negative where the fresh one is; lists
+    and tuples have the fresh one's length; keys of a dict may be missing.
 
     Args:
         value: as it was saved.
@@ -109,12 +108,18 @@ def _wanted(value: Any, like: Any) -> str | None:
     if isinstance(like, bool):
         return None if value is None or isinstance(value, bool) else "true, false or null"
     if is_number(like):
-        is_bounded = math.isfinite(like)
+        is_bounded = abs(float(like)) <= _HIGHEST
         fits = is_number(value) and (not is_bounded or (math.isfinite(value) and (value >= 0 or like < 0)))
+        if fits and is_bounded and abs(value) > _HIGHEST:
+            return f"at most {_HIGHEST:.2g}"
         return None if fits else "a finite number from 0" if is_bounded and like >= 0 else "a number"
     if isinstance(like, list | tuple):
         return f"a {type(like).__name__} of {len(like)}"
     return None if type(value) is type(like) else f"a {type(like).__name__}"
+
+
+_HIGHEST = torch.finfo(torch.float32).max
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class _Form(BaseModel):
@@ -122,7 +127,7 @@ class _Form(BaseModel):
 
 
 class _ParamGroup(_Form, extra="allow"):
-    params: list[NonNegativeInt]
+    params: list[_Count]
 
 
 class _OptimizerState(_Form, extra="allow"):
@@ -146,7 +151,7 @@ class _Policy(_Form, extra="allow"):
     name: str
     state: dict[str, Any]
     settings: dict[str, Any] = {}
-    epochs: Annotated[list[NonNegativeInt], Field(min_length=3, max_length=3)] = []
+    epochs: Annotated[list[_Count], Field(min_length=3, max_length=3)] = []
 
 
 class _Scheduler(_Form):
@@ -183,12 +188,12 @@ _Number = Annotated[float, BeforeValidator(_finite)]
 
 
 class _Score(_Form):
-    epoch: NonNegativeInt
+    epoch: _Count
     top1: _Number
     top5: _Number
     loss: _Number
     sparsity: _Number
-    nnz: NonNegativeInt
+    nnz: _Count
     eligible: bool
 
 
@@ -197,15 +202,15 @@ class _Tracker(_Form):
 
 
 def _figures(value: dict[str, Any], record: type[Any] = Measurement) -> dict[str, Any]:
-    """Refuse what cannot be the figures of a model; whether all are there is found out by their reader."""
+    """Refuse what cannot be the figures of a model."""
     for name, (hint, form) in _forms(record).items():
         figure = value.get(name)
         try:
             if isinstance(figure, dict) and Latency in get_args(hint):
                 _figures(figure, Latency)
-            elif isinstance(figure, Tensor):
+            elif isinstance(figure, Tensor) or name not in value:
                 raise ValueError(name)
-            elif name in value:
+            else:
                 form.validate_python(figure, strict=True)
         except ValueError as error:
             raise ValueError(f"a model's figures, with '{name}' as on a results card") from error
@@ -223,10 +228,12 @@ _Figures = Annotated[dict[str, Any], AfterValidator(_figures)]
 class _Extras(_Form, extra="ignore"):
     """What the library and the program read of the extras; the rest is the writer's."""
 
-    seed: NonNegativeInt = 0
+    seed: _Count = 0
     tracker: _Tracker = _Tracker(scores=[])
     reference: _Figures | None = None
     before_quantization: _Figures | None = None
+    best_top1: _Number | None = None
+    quantized_top1: _Number | None = None
 
 
 def _no_negative_sizes(shape: Any) -> Any:
@@ -241,7 +248,7 @@ _Shape = Annotated[tuple[Any, ...], AfterValidator(_no_negative_sizes)]
 
 
 class _Document(_Form):
-    epoch: NonNegativeInt
+    epoch: _Count
     arch: str | None
     dataset: str | None
     input_shape: _Shape | None
@@ -255,7 +262,7 @@ class _Document(_Form):
 
 
 class _Legacy(_Form, extra="ignore"):
-    epoch: NonNegativeInt | None = None
+    epoch: _Count | None = None
     arch: str | None = None
     dataset: str | None = None
     quantizer: _Quantizer | None = None
@@ -265,6 +272,7 @@ class _Legacy(_Form, extra="ignore"):
 _WANTED = {
     "int_type": "a whole number",
     "greater_than_equal": "at least 0",
+    "less_than": "less than 2**63",
     "float_type": "a number",
     "finite_number": "a finite number",
     "bool_type": "true or false",

@@ -15,26 +15,31 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from distiller.apputils.activation_phases import ActivationPhases
 from distiller.apputils.checkpoint import save_checkpoint
 from distiller.apputils.classifier_training import ClassifierTraining
+from distiller.apputils.greedy_job import latest_greedy_checkpoint, prune_greedily
 from distiller.apputils.image_classifier import ClassifierCompressor, Run
 from distiller.apputils.results_card import ResultsCard, build_card
+from distiller.apputils.schedule_preview import stretches_alike
 from distiller.apputils.training_loop import evaluate as evaluate_loop
 from distiller.atomic_file import remove_stale_parts
 from distiller.config import config_component_from_file_by_class
 from distiller.data_loggers.collector import collector_context
 from distiller.data_loggers.quant_stats import STATS_FILE, QuantCalibrationStatsCollector
 from distiller.dummy_input import get_dummy_input
-from distiller.errors import UnknownNameError, UsageError
+from distiller.errors import QuantizationError, UnknownNameError, UsageError
 from distiller.model_summaries import model_summary
-from distiller.names import unwrap
+from distiller.names import strip_wrappers, unwrap
 from distiller.quantization import PostTrainLinearQuantizer
 from distiller.quantization.ptq_settings import parse_multiplier_bits
+from distiller.schedule_yaml import read_document
 from distiller.sensitivity.axes import find_axis, sparsity_levels
 from distiller.sensitivity.engine import applicable_parameters
 from distiller.sensitivity.log import SETTINGS_NAME
@@ -44,10 +49,20 @@ from distiller.sensitivity.sweep import sensitivity_sweep
 _LOG = logging.getLogger(__name__)
 DEFAULT_CALIBRATION = 0.05
 """Share of the training set that calibrates a quantization for which no source of ranges is given."""
+_MAX_LISTED = 1000
+_FLAGS = {
+    "bits_activations": "--qe-bits-acts",
+    "bits_weights": "--qe-bits-wts",
+    "bits_accum": "--qe-bits-accum",
+    "clip_n_stds": "--qe-clip-n-stds",
+}
+"""The flag of a setting of the quantizer, by the name that its errors begin with."""
 
 
 def choose_job(args: Namespace) -> Callable[[ClassifierCompressor], ResultsCard | None]:
     """The job that the flags ask for, in Distiller's order of precedence."""
+    if args.greedy:
+        return prune_greedily
     if args.qe_calibration is not None and not (args.evaluate and args.quantize_eval):
         return collect_statistics
     if args.sensitivity:
@@ -71,10 +86,8 @@ def run_job(args: Namespace, open_run: Callable[[], Run]) -> ResultsCard | None:
         _LOG.warning("--compress %s: without effect, this job does not train", args.compress)
     _import_plugins(args.plugin)
     compressor = ClassifierCompressor(args, open_run)
-    if compressor.is_quantized and job is not evaluate:
-        raise UsageError(
-            "the checkpoint is of a quantized model, which can be evaluated (--evaluate) and nothing else"
-        )
+    if job is not evaluate:
+        _refuse_quantized(compressor)
     card = job(compressor)
     if card is not None:
         path = card.save(compressor.run.require_folder() / "results.json")
@@ -93,6 +106,9 @@ def how_to_go_on(args: Namespace, folder: Path | None) -> str | None:
     if job is sweep_sensitivity:
         flag, left = "--sense-resume", Path(args.sense_resume) if args.sense_resume else folder
         is_there = left is not None and (left / SETTINGS_NAME).is_file()
+    elif job is prune_greedily and folder is not None:
+        flag, left = "--resume-from", latest_greedy_checkpoint(folder)
+        is_there = left is not None
     elif job is train and folder is not None:
         name = f"{args.name}_checkpoint.pth.tar" if args.name else "checkpoint.pth.tar"
         flag, left = "--resume-from", folder / name
@@ -112,19 +128,19 @@ def dry_run(args: Namespace) -> str:
     """What each policy of the schedule touches in which epochs; changes and writes nothing."""
     _import_plugins(args.plugin)
     compressor = ClassifierCompressor(args)
+    _refuse_quantized(compressor)
     optimizer = compressor.make_optimizer()
     scheduler = compressor.make_scheduler(optimizer)
     lines = [
         f"{args.compress} on {args.arch}: {len(scheduler.policies)} policies, epochs 0..{args.epochs - 1}"
     ]
     lines += [f"  note: {note}" for note in scheduler.idle_notes(0, args.epochs)]
-    begin, before = 0, scheduler.describe(0, optimizer)
-    for epoch in range(1, args.epochs + 1):
-        now = scheduler.describe(epoch, optimizer) if epoch < args.epochs else None
-        if now != before:
-            epochs = f"epoch {begin}" if begin == epoch - 1 else f"epochs {begin}..{epoch - 1}"
-            lines += [f"  {epochs}:", *(f"    {line}" for line in before or ["nothing"])]
-            begin, before = epoch, now or []
+    stretches = stretches_alike(scheduler, args.epochs, optimizer)
+    for begin, last, described in islice(stretches, _MAX_LISTED):
+        epochs = f"epoch {begin}" if begin == last else f"epochs {begin}..{last}"
+        lines += [f"  {epochs}:", *(f"    {line}" for line in described or ["nothing"])]
+    if next(stretches, None) is not None:
+        lines.append(f"  and so on: only the first {_MAX_LISTED} changes are listed")
     return "\n".join(lines)
 
 
@@ -139,9 +155,13 @@ def train(compressor: ClassifierCompressor) -> ResultsCard:
 
 def evaluate(compressor: ClassifierCompressor) -> ResultsCard:
     """Test the model as it is."""
+    activations = ActivationPhases(compressor.model, compressor.args.activation_stats)
     _ = compressor.data, compressor.run
+    epoch = compressor.checkpoint.epoch if compressor.checkpoint is not None else None
     _LOG.info("--- test ---------------------")
-    return compressor.card(compressor.test(), compressor.known_reference())
+    with activations.collected("test", epoch or 0, compressor.run):
+        result = compressor.test()
+    return compressor.card(result, compressor.known_reference())
 
 
 def collect_statistics(compressor: ClassifierCompressor) -> None:
@@ -191,6 +211,11 @@ def sweep_sensitivity(compressor: ClassifierCompressor) -> None:
     """Sweep accuracy against sparsity, layer by layer, into `sensitivity.csv` and `sensitivity.png`."""
     args, model = compressor.args, unwrap(compressor.model)
     levels = sparsity_levels(*args.sense_range)
+    if not any(True for _ in model.parameters()):
+        raise UsageError(
+            f"--sense {args.sensitivity}: '{args.arch}' has no parameters to prune; "
+            "give a model that has some, or test this one with --evaluate"
+        )
     applicable_parameters(model, find_axis(args.sensitivity), ["*"])
     loader = compressor.data.test
     target = _interrupted_sweep(args.sense_resume) if args.sense_resume else compressor.run.require_folder()
@@ -238,6 +263,13 @@ def _import_plugins(packages: Iterable[str]) -> None:
             ) from error
 
 
+def _refuse_quantized(compressor: ClassifierCompressor) -> None:
+    if compressor.is_quantized:
+        raise UsageError(
+            "the checkpoint is of a quantized model, which can be evaluated (--evaluate) and nothing else"
+        )
+
+
 def _fingerprint(indices: Tensor) -> str:
     """A short text that is another one for other images, or another order."""
     return hashlib.sha256(indices.numpy().tobytes()).hexdigest()[:16]
@@ -259,21 +291,45 @@ def _make_quantizer(
     args, model = compressor.args, compressor.model
     if args.qe_config_file:
         name = "PostTrainLinearQuantizer"
-        return config_component_from_file_by_class(model, args.qe_config_file, name), None
+        quantizer = config_component_from_file_by_class(model, args.qe_config_file, name)
+        document = read_document(args.qe_config_file).data
+        others = [key for key, value in document.items() if key not in ("version", "quantizers") and value]
+        if others:
+            _LOG.warning(
+                "--qe-config-file %s: without effect: %s; of such a file only its quantizers are read",
+                args.qe_config_file,
+                ", ".join(others),
+            )
+        return quantizer, None
     is_weights_only = args.qe_bits_acts == 0 and args.qe_calibration is None
     if args.qe_stats_file or args.qe_dynamic or is_weights_only:
-        return PostTrainLinearQuantizer.from_args(model, args), None
+        return _quantizer_of_flags(model, args), None
     # What is wrong with the flags is told before statistics are collected, which may take long.
     parse_multiplier_bits(args.qe_scale_approx_bits, "--qe-scale-approx-bits")
-    PostTrainLinearQuantizer.from_args(model, _with(args, qe_dynamic=True, qe_scale_approx_bits=None))
+    _quantizer_of_flags(model, _with(args, qe_dynamic=True, qe_scale_approx_bits=None))
     portion = args.qe_calibration or DEFAULT_CALIBRATION
     if args.qe_calibration is None:
         _LOG.info(
             "no source of activation ranges given: calibrating on %.0f %% of the training set", 100 * portion
         )
     collector = _collect(compressor, portion)
-    quantizer = PostTrainLinearQuantizer.from_args(model, _with(args, qe_stats_file=collector.value()))
-    return quantizer, collector
+    return _quantizer_of_flags(model, _with(args, qe_stats_file=collector.value())), collector
+
+
+def _quantizer_of_flags(model: nn.Module, args: Namespace) -> PostTrainLinearQuantizer:
+    """The quantizer; what is wrong with a setting is told of its flag."""
+    try:
+        return PostTrainLinearQuantizer.from_args(model, args)
+    except UnknownNameError as error:
+        no_clip = {strip_wrappers(name) for name in args.qe_no_clip_layers}
+        told = [
+            text.replace("overrides", "--qe-no-clip-layers" if name in no_clip else "--qe-no-quant-layers", 1)
+            for name, text in error.faults.items()
+        ]
+        raise UnknownNameError("\n".join(told), faults=error.faults) from error
+    except QuantizationError as error:
+        setting, colon, text = str(error).partition(": ")
+        raise QuantizationError(f"{_FLAGS.get(setting, setting)}{colon}{text}") from error
 
 
 def _collect(compressor: ClassifierCompressor, portion: float) -> QuantCalibrationStatsCollector:

@@ -10,9 +10,11 @@ import logging
 import time
 from dataclasses import asdict
 
+import numpy as np
 import torch
 from torch import nn
 
+from distiller.apputils.activation_phases import ActivationPhases
 from distiller.apputils.checkpoint import (
     read_checkpoint,
     restore_optimizer,
@@ -30,8 +32,9 @@ from distiller.apputils.training_loop import train_epoch
 from distiller.atomic_file import write_whole
 from distiller.data_loggers.loggers import EpochRecord
 from distiller.errors import DivergenceError, UsageError
+from distiller.model_summaries import masks_sparsity_tbl_summary
 from distiller.names import named_parameters
-from distiller.tensor_stats import sparsity_2D
+from distiller.tensor_stats import sparsity_2D, to_np
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,11 +45,12 @@ class ClassifierTraining:
     Attributes:
         optimizer: of the model.
         scheduler: of the schedule, or one without policies.
+        activations: the phases whose activations are looked at.
         tracker: of the best epochs.
         start: the epoch to begin with, from 0.
 
     Raises:
-        UsageError: the checkpoint has been trained for so many epochs already.
+        UsageError: the checkpoint has been trained for so many epochs already, or for none.
         CheckpointError: it is of another optimizer or schedule.
     """
 
@@ -56,7 +60,9 @@ class ClassifierTraining:
         self.model = compressor.model
         self.optimizer = compressor.make_optimizer()
         self.scheduler = compressor.make_scheduler(self.optimizer)
+        self.activations = ActivationPhases(self.model, self.args.activation_stats)
         self.tracker = ScoreTracker(self.args.num_best_scores)
+        self._has_resumed_optimizer = False
         self.start = self._resume()
         end = self.args.epochs
         if self.start >= end:
@@ -71,7 +77,7 @@ class ClassifierTraining:
         """Train to `--epochs`, test, and return the results card.
 
         Raises:
-            DivergenceError: the loss became NaN or infinite; the last epoch's checkpoint stays.
+            DivergenceError: the loss became NaN or infinite; the last epoch's checkpoint, if any, stays.
         """
         if self.compressor.data.valid_is_test:
             _LOG.warning(
@@ -79,6 +85,8 @@ class ClassifierTraining:
             )
         _ = self.compressor.run  # opened: from here on files are written
         self._carry_best_over()
+        if self.args.save_untrained_model:
+            self._keep_untrained()
         self._find_reference()
         for note in self.scheduler.idle_notes(self.start, self.args.epochs):
             _LOG.warning(note)
@@ -90,7 +98,9 @@ class ClassifierTraining:
             self._train_one_epoch(epoch)
         _LOG.info("--- test ---------------------")
         with self.scheduler.masked():
-            return self.compressor.card(self.compressor.test(), self._reference, self._dense)
+            with self.activations.collected("test", self.args.epochs - 1, self.compressor.run):
+                result = self.compressor.test()
+            return self.compressor.card(result, self._reference, self._dense)
 
     def _resume(self) -> int:
         """Take over what the checkpoint holds beside weights; returns the epoch to begin with."""
@@ -98,23 +108,51 @@ class ClassifierTraining:
         if checkpoint is None or not self.args.resumed_checkpoint_path:
             return 0
         goes_on = not self.args.reset_optimizer and checkpoint.epoch is not None
+        if goes_on and checkpoint.extras.get("is_untrained") is True:
+            raise UsageError(
+                f"--resume-from {checkpoint.path}: is not trained yet, there is no epoch to go on after; "
+                "add --reset-optimizer to begin at epoch 0"
+            )
         takes_policies = goes_on and bool(self.scheduler.policies)
         if goes_on and not takes_policies and (checkpoint.scheduler or {}).get("policies"):
             _LOG.warning("no --compress: the checkpoint's masks stay in force, its schedule does not go on")
+        if takes_policies and not (checkpoint.scheduler or {}).get("policies"):
+            _LOG.warning("the checkpoint has no schedule to go on with: the policies begin without a state")
         restore_scheduler(self.scheduler, checkpoint, masks_only=not takes_policies)
         if not goes_on:
             return 0
         restore_optimizer(self.model, checkpoint, self.optimizer)
-        _LOG.info(
-            "resumed after epoch %d; the optimizer goes on as it was saved, with learning rate %g: "
-            "--lr, --momentum and --weight-decay take effect with --reset-optimizer only",
-            checkpoint.epoch,
-            float(self.optimizer.param_groups[0]["lr"]),
-        )
+        self._has_resumed_optimizer = checkpoint.optimizer is not None
+        self._tell_optimizer(checkpoint.epoch)
         if "tracker" in checkpoint.extras:
             self.tracker.load_state_dict(checkpoint.extras["tracker"])
         assert checkpoint.epoch is not None
         return checkpoint.epoch + 1
+
+    def _tell_optimizer(self, epoch: int | None) -> None:
+        rate = float(self.optimizer.param_groups[0]["lr"])
+        if self._has_resumed_optimizer:
+            _LOG.info(
+                "resumed after epoch %d; the optimizer goes on as it was saved, with learning rate %g: "
+                "--lr, --momentum and --weight-decay take effect with --reset-optimizer only",
+                epoch,
+                rate,
+            )
+        else:
+            _LOG.warning(
+                "resumed after epoch %d; the checkpoint has no optimizer: a new one begins, "
+                "with learning rate %g",
+                epoch,
+                rate,
+            )
+
+    def _advice(self, epoch: int) -> str:
+        """What is left, and what to do, when the loss in an epoch is no longer finite."""
+        has_checkpoint = self.start > 0 or (epoch > self.start and self.compressor.run.folder is not None)
+        stop = "training stops here" + (" and the last checkpoint stays as it is" if has_checkpoint else "")
+        if self._has_resumed_optimizer:
+            return f"{stop}. Resume from an earlier checkpoint, or --reset-optimizer with a lower --lr"
+        return f"{stop}. Try a lower --lr"
 
     def _carry_best_over(self) -> None:
         """Bring the resumed run's best checkpoint here: this run may never save a better one."""
@@ -129,6 +167,28 @@ class ClassifierTraining:
         if read_checkpoint(best).epoch == self.tracker.best()[0].epoch:
             prefix = f"{self.args.name}_" if self.args.name else ""
             write_whole(folder.path / f"{prefix}best.pth.tar", best.read_bytes())
+
+    def _keep_untrained(self) -> None:
+        """Save the model that training begins with; a resumed run brings that of its beginning here."""
+        checkpoint, folder = self.compressor.checkpoint, self.compressor.run.folder
+        if folder is None:
+            return
+        name = f"{self.args.name}_untrained" if self.args.name else "untrained"
+        if self.start == 0 or checkpoint is None:
+            extras = {"seed": self.compressor.seed, "is_untrained": True}
+            path = save_checkpoint(0, self.args.arch, self.model, extras=extras, name=name, dir=folder.path)
+            _LOG.info("Saved untrained model to: %s", path)
+            return
+        kept = checkpoint.path.name.replace("checkpoint.pth.tar", "untrained_checkpoint.pth.tar")
+        if kept != checkpoint.path.name and (path := checkpoint.path.with_name(kept)).is_file():
+            write_whole(folder.path / f"{name}_checkpoint.pth.tar", path.read_bytes())
+        else:
+            _LOG.warning(
+                "--save-untrained-model: without effect, this run goes on after epoch %d, and there is no %s "
+                "beside its checkpoint",
+                self.start - 1,
+                kept,
+            )
 
     def _find_reference(self) -> None:
         """What the run knows of the uncompressed model: what it starts from, if trained and not pruned."""
@@ -150,7 +210,10 @@ class ClassifierTraining:
         compressor, scheduler = self.compressor, self.scheduler
         assert compressor.data.train is not None
         scheduler.on_epoch_begin(epoch, self.optimizer)
-        with EpochProgress(compressor.run.loggers, self.args.print_freq, self.optimizer) as report:
+        with (
+            self.activations.collected("train", epoch, compressor.run),
+            EpochProgress(compressor.run.loggers, self.args.print_freq, self.optimizer) as report,
+        ):
             trained = train_epoch(
                 self.model,
                 compressor.data.train,
@@ -160,14 +223,17 @@ class ClassifierTraining:
                 device=compressor.device,
                 report=report,
                 check_every=self.args.print_freq,
+                advice=self._advice(epoch),
             )
+        if self.args.masks_sparsity:
+            table = masks_sparsity_tbl_summary(self.model, scheduler)
+            _LOG.info("Sparsity of the masks after epoch %d:\n%s", epoch, table)
         _LOG.info("--- validate (epoch=%d) -----------", epoch)
-        with scheduler.masked():
+        with scheduler.masked(), self.activations.collected("valid", epoch, compressor.run):
             result = compressor.validate(epoch)
         if not result.loss_is_finite:
             raise DivergenceError(
-                f"epoch {epoch}: the validation loss is {result.loss}; training stops here and the last "
-                "checkpoint stays as it is. Try a lower --lr"
+                f"epoch {epoch}: the validation loss is {result.loss}; {self._advice(epoch)}"
             )
         scheduler.on_epoch_end(epoch, self.optimizer, {"loss": result.loss, "top1": result.top1})
         with scheduler.masked():
@@ -179,6 +245,7 @@ class ClassifierTraining:
         """Log the epoch, rank it, and save it."""
         by_param, total, nnz = weight_sparsity(self.model)
         kernels = kernel_sparsity(self.model)
+        values = parameter_values(self.model) if self.args.log_params_histograms else {}
         is_complete = self.scheduler.pruning_is_complete(epoch)
         is_best = self.tracker.step(epoch, valid.top1, valid.top5, valid.loss, total, nnz, is_complete)
         record = EpochRecord(
@@ -189,6 +256,7 @@ class ClassifierTraining:
             logger.log_validation(epoch, valid.loss, valid.top1, valid.top5)
             logger.log_weight_sparsity(epoch, by_param, total)
             logger.log_kernel_sparsity(epoch, kernels)
+            logger.log_parameter_histograms(epoch, values)
             logger.log_epoch(record)
         for score in self.tracker.best():
             _LOG.info(score.line())
@@ -234,3 +302,8 @@ def weight_sparsity(model: nn.Module) -> tuple[dict[str, float], float, int]:
 def kernel_sparsity(model: nn.Module) -> dict[str, float]:
     """The fraction of all-zero kernels (convolutions) or rows (matrices) of each weight tensor."""
     return {name: sparsity_2D(param) for name, param in named_parameters(model) if param.dim() >= 2}
+
+
+def parameter_values(model: nn.Module) -> dict[str, np.ndarray]:
+    """The values of each parameter, as arrays in main memory."""
+    return {name: to_np(param.float()) for name, param in named_parameters(model)}

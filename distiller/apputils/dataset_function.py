@@ -37,7 +37,8 @@ def decode_from_function(path: str, folder: Path | None) -> DecodedDataset:
     module, _, function_name = path.partition(":")
     if not (module and function_name):
         raise DatasetError(f"dataset: a function is given as package.module:function, got '{path}'")
-    function = load_dotted(f"{module}.{function_name}", (module.partition(".")[0],), "data set function")
+    with users_code(path, "; the module is imported for its function", DatasetError):
+        function = load_dotted(f"{module}.{function_name}", (module.partition(".")[0],), "data set function")
     with users_code(
         path, "; it is called with DATASET_DIR, or None, and returns (train, test)", DatasetError
     ):
@@ -79,7 +80,8 @@ def _decoded(path: str, returned: Any) -> DecodedDataset:
     if height != width:
         raise DatasetError(f"{path}: images must be square, got {height} x {width}")
     mean, std = _statistics(train, channels)
-    facts = DatasetFacts(path, max(_count_classes(train), _count_classes(test)), channels, height, mean, std)
+    classes = max(_count_classes(train, f"{path}, train"), _count_classes(test, f"{path}, test"))
+    facts = DatasetFacts(path, classes, channels, height, mean, std)
     return DecodedDataset(facts, train, test)
 
 
@@ -116,7 +118,7 @@ def _image_shape(source: LabelledImages | Dataset) -> tuple[int, ...]:
     )
 
 
-def _count_classes(source: LabelledImages | Dataset) -> int:
+def _count_classes(source: LabelledImages | Dataset, where: str) -> int:
     """From the labels in memory, a data set's `classes` or `targets`, or else all its items."""
     if isinstance(source, LabelledImages):
         return int(source.labels.max()) + 1
@@ -127,6 +129,9 @@ def _count_classes(source: LabelledImages | Dataset) -> int:
     if targets is None:
         count = len(source)  # pyright: ignore[reportArgumentType] - map-style, so it has a length
         targets = [float_item(source, index)[1] for index in range(count)]
+    smallest = int(min(targets))
+    if smallest < 0:
+        raise DatasetError(f"{where}: labels must not be negative, got {smallest}")
     return int(max(targets)) + 1
 
 

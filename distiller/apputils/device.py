@@ -32,7 +32,7 @@ def choose_device(
         chosen = torch.device(device)
         torch.ones(1, device=chosen).tolist()  # the device `meta` has shapes, but no numbers
     except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].partition(". ")[0]  # its first sentence: PyTorch's may be pages
         raise UsageError(f"--device {device}: cannot be used here: {reason}; try --device cpu") from error
     return chosen, None
 

@@ -43,6 +43,7 @@ from distiller.dataset_facts import infer_dataset
 from distiller.errors import CheckpointError, UsageError, users_code
 from distiller.model_summaries import total_macs
 from distiller.models import create_model, input_shape_for
+from distiller.names import canonical_state_dict, named_parameters
 from distiller.quantization import stored_params
 from distiller.scheduler import CompressionScheduler
 
@@ -50,6 +51,7 @@ _LOG = logging.getLogger(__name__)
 _LATENCY_MACS = 250 * 10**9
 """Work of a timed mini-batch: about ten seconds of one core. Small ones are timed whatever they cost."""
 _LATENCY_IMAGES = 256
+_STATISTICS = ("running_mean", "running_var")
 _OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
@@ -97,6 +99,7 @@ class ClassifierCompressor:
         self.seed = self._choose_seed()
         _LOG.info("Random seed: %d", self.seed)
         set_deterministic(self.seed, args.deterministic)
+        _check_arch(args.arch)
         self.dataset: str = args.dataset or infer_dataset(args.arch)
         if self.checkpoint is not None:
             self._check_run_of(self.checkpoint)
@@ -119,6 +122,7 @@ class ClassifierCompressor:
                 _LOG.warning("%s: %s", self.checkpoint.path, note)
             restore_quantizer(self.model, self.checkpoint)
             load_state(self.model, self.checkpoint)
+            _check_finite(self.model, self.checkpoint.path)
         self.model.to(self.device)
 
     @cached_property
@@ -172,14 +176,15 @@ class ClassifierCompressor:
         """
         return figures.has_pruned_weights or self._has_masks_that_prune()
 
-    def make_optimizer(self) -> Optimizer:
-        """The optimizer that the flags ask for.
+    def make_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """The optimizer that the flags ask for, of this model or another of its architecture.
 
         Raises:
             UsageError: the model has nothing to train.
         """
         args = self.args
-        if not any(param.requires_grad for param in self.model.parameters()):
+        model = model if model is not None else self.model
+        if not any(param.requires_grad for param in model.parameters()):
             raise UsageError(
                 f"arch: '{args.arch}' has no parameters that can be trained; "
                 "give a model that has some, or test this one with --evaluate"
@@ -187,7 +192,7 @@ class ClassifierCompressor:
         options: dict[str, Any] = {"lr": args.lr, "weight_decay": args.weight_decay}
         if args.optimizer == "sgd":
             options["momentum"] = args.momentum
-        return _OPTIMIZERS[args.optimizer](self.model.parameters(), **options)
+        return _OPTIMIZERS[args.optimizer](model.parameters(), **options)
 
     def make_scheduler(self, optimizer: Optimizer | None) -> CompressionScheduler:
         """The scheduler of `--compress`, or one without policies."""
@@ -308,6 +313,28 @@ class ClassifierCompressor:
         masks = self.checkpoint.masks or (self.checkpoint.scheduler or {}).get("masks", {})
         by_slot = (slots if isinstance(slots, dict) else {"": slots} for slots in masks.values())
         return any(not mask.all() for slots in by_slot for mask in slots.values())
+
+
+def _check_arch(arch: str) -> None:
+    module, colon, function = arch.partition(":")
+    if colon and not all([*module.split("."), *function.split(":")]):
+        raise UsageError(f"arch: a function is given as package.module:function, got '{arch}'")
+
+
+def _check_finite(model: nn.Module, path: Path) -> None:
+    """Refuse weights that cannot compute anything; a buffer of the user's own may be infinite."""
+    params = dict(named_parameters(model))
+    for name, value in canonical_state_dict(model).items():
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            continue
+        counts = {"NaN": int(value.isnan().sum())}
+        if name in params or name.rpartition(".")[2] in _STATISTICS:
+            counts["inf"] = int(value.isinf().sum())
+        found = " and ".join(f"{count} {what}" for what, count in counts.items() if count)
+        if found:
+            raise CheckpointError(
+                f"{path}: {name} holds {found}; give a checkpoint from before the training diverged"
+            )
 
 
 def _check_user_model(model: nn.Module, arch: str, shape: tuple[int, ...], num_classes: int) -> None:

@@ -176,7 +176,7 @@ def read_measurement(path: str | Path) -> Measurement:
         raise UsageError(f"{path}: cannot be read, {error.strerror}; give a results.json of a run") from error
     try:
         data = json.loads(text)["measured"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{path}: no results card; give one of this program") from error
     return measurement_of(data, str(path))
 

@@ -62,13 +62,18 @@ def correct_counts(logits: Tensor, labels: Tensor) -> Tensor:
         logits: (batch, classes).
         labels: (batch,), integers.
 
+    Of equal logits, which quantized networks often have, that of the lower class counts as the higher, as in
+    `argmax`; NaN is above every number, and a label whose logit is NaN is wrong.
+
     Returns:
         (2,) integers on the device of `logits`; with fewer than five classes the second
         counts the label among all of them.
     """
-    highest = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (batch, 5)
-    hits = highest == labels.unsqueeze(1)
-    return torch.stack((hits[:, 0].sum(), hits.sum()))
+    of_label = logits.gather(1, labels.unsqueeze(1))  # (batch, 1)
+    is_lower_class = torch.arange(logits.shape[1], device=logits.device) < labels.unsqueeze(1)
+    is_above = ~(logits <= of_label) | ((logits == of_label) & is_lower_class)
+    rank = is_above.sum(dim=1)
+    return torch.stack(((rank == 0).sum(), (rank < 5).sum()))
 
 
 class ClassificationMeter:

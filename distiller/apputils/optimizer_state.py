@@ -28,6 +28,9 @@ _OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 }
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 _KEPT = {"SGD": ("momentum_buffer",), "Adam": ("step", *_MOMENTS), "AdamW": ("step", *_MOMENTS)}
+_SWITCHES = ("foreach", "fused")
+"""Hyper-parameters that are true, false, or None for PyTorch to choose."""
+_LEFT_BY_SCHEDULERS = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum")
 _FRESH = "start with a fresh optimizer"
 
 
@@ -94,7 +97,8 @@ def _group_fault(groups: list[Any], fresh_groups: list[Any], optimizer: Optimize
     for index, (group, fresh) in enumerate(zip(groups, fresh_groups, strict=True)):
         if group["params"] != fresh["params"]:
             return f"'{key_path(*place, index, 'params')}' must be {fresh['params']}, got {group['params']}"
-        for key, like in fresh.items():
+        expected: dict[str, Any] = dict.fromkeys(_LEFT_BY_SCHEDULERS, 0.0) | fresh
+        for key, like in (expected | dict.fromkeys(_SWITCHES, False)).items():
             is_switch = like is None or isinstance(like, bool)
             if key not in group and key in optimizer.defaults and not is_switch:
                 return f"'{key_path(*place, index, key)}' is missing"

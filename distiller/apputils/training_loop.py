@@ -6,6 +6,7 @@ Knows nothing about checkpoints, files or command lines.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -71,6 +72,7 @@ def train_epoch(
     device: torch.device | str = "cpu",
     report: Report | None = None,
     check_every: int = 10,
+    advice: str = "training stops here; try a lower learning rate",
 ) -> EvalResult:
     """Train for one epoch, calling the scheduler as `interfaces.py` draws it.
 
@@ -84,6 +86,7 @@ def train_epoch(
         device: where the batches go.
         report: called after each mini-batch.
         check_every: mini-batches between looks at whether the loss is still finite.
+        advice: what to tell the user when it is not, and was in the first mini-batch.
 
     Returns:
         Overall loss (with the penalties of the schedule) and accuracy over the epoch, as training went.
@@ -96,6 +99,7 @@ def train_epoch(
     loader.set_epoch(epoch)
     steps = len(loader)
     meter, parts = ClassificationMeter(), LossPartsMeter()
+    first_loss = torch.zeros(())
     begin = time.perf_counter()
     for step, (images, labels) in enumerate(loader):
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
@@ -109,11 +113,12 @@ def train_epoch(
         optimizer.step()
         scheduler.on_minibatch_end(epoch, step, steps, optimizer)
 
+        first_loss = policy_loss.overall_loss.detach() if step == 0 else first_loss
         meter.update(logits.detach(), labels, policy_loss.overall_loss.detach())
         penalties = ((part.name, part.value) for part in policy_loss.loss_components)
         parts.update([("Objective Loss", loss), *penalties], len(labels))
         if (step + 1) % check_every == 0 or step + 1 == steps:
-            _require_finite(meter.result().loss, epoch, step)
+            _require_finite(meter.result().loss, first_loss.item(), epoch, step, advice)
         if report is not None:
             seconds = time.perf_counter() - begin
             report(Progress("train", epoch, step + 1, steps, seconds, meter.result, parts.result))
@@ -175,9 +180,11 @@ def _forward(
     return fields["logits"], loss
 
 
-def _require_finite(loss: float, epoch: int, step: int) -> None:
-    if loss != loss or loss in (float("inf"), float("-inf")):
+def _require_finite(loss: float, first_loss: float, epoch: int, step: int, advice: str) -> None:
+    if not math.isfinite(first_loss):  # a lower learning rate would not have changed it
         raise DivergenceError(
-            f"epoch {epoch}, mini-batch {step}: the training loss is {loss}; training stops here and the "
-            "last checkpoint stays as it is. Try a lower --lr"
+            f"epoch {epoch}, mini-batch 0: the training loss is {first_loss} before the epoch's first step: "
+            "the images, the weights or the model's output are not finite from its start; training stops here"
         )
+    if not math.isfinite(loss):
+        raise DivergenceError(f"epoch {epoch}, mini-batch {step}: the training loss is {loss}; {advice}")

@@ -12,13 +12,25 @@ from collections.abc import Iterator
 
 from distiller.errors import UsageError
 
+_ONLY_WHEN_TRAINING = {
+    "num_best_scores": "--num-best-scores",
+    "masks_sparsity": "--masks-sparsity",
+    "log_params_histograms": "--param-hist",
+    "save_untrained_model": "--save-untrained-model",
+}
 
-def check_usage(args: Namespace, defaults: Namespace) -> None:
+_EMBEDDED = ("digits", "synthetic")
+
+
+def check_usage(args: Namespace, defaults: Namespace) -> list[str]:
     """Refuse flags that cannot be together, and flags without effect.
 
     Args:
         args: the flags by name.
         defaults: the same of an empty command line; tells which flags were given.
+
+    Returns:
+        What to warn of.
 
     Raises:
         UsageError: naming the first such flag.
@@ -27,6 +39,10 @@ def check_usage(args: Namespace, defaults: Namespace) -> None:
     for is_wrong, message in _rules(args, given):
         if is_wrong:
             raise UsageError(message)
+    settings = [_flag(name) for name in sorted(given) if name.startswith("qe_") and name != "qe_config_file"]
+    if args.qe_config_file and settings:
+        return [f"--qe-config-file: the file says it all, ignored are {', '.join(settings)}"]
+    return []
 
 
 def _rules(args: Namespace, given: set[str]) -> Iterator[tuple[bool, str]]:
@@ -52,8 +68,7 @@ def _rules(args: Namespace, given: set[str]) -> Iterator[tuple[bool, str]]:
     yield len(jobs) > 1, f"{' and '.join(jobs[:2])}: are two jobs; give each a command line of its own"
     for name in sorted(given):
         if name.startswith("qe_") and name != "qe_calibration":
-            flag = f"--{name.replace('_', '-')}"
-            yield not args.quantize_eval, f"{flag}: only with --evaluate --quantize-eval"
+            yield not args.quantize_eval, f"{_flag(name)}: only with --evaluate --quantize-eval"
     yield (
         args.qe_clip_acts == "n_std" and args.qe_clip_n_stds is None,
         "--qe-clip-acts n_std: needs --qe-clip-n-stds N",
@@ -66,6 +81,18 @@ def _rules(args: Namespace, given: set[str]) -> Iterator[tuple[bool, str]]:
         args.qe_bits_acts == args.qe_bits_wts == 0 and not args.qe_config_file,
         "--qe-bits-acts 0 --qe-bits-wts 0: nothing would be quantized; give one of them bits",
     )
+    if not args.qe_config_file:
+        yield from _quantization_rules(args, given)
+
+    yield bool(args.optimizer != "sgd" and "momentum" in given), "--momentum: of --optimizer sgd only"
+    if args.dataset in _EMBEDDED:
+        yield bool(args.data), f"{args.dataset} needs no DATASET_DIR; {args.data} is not read, leave it out"
+        yield args.download, f"--download: {args.dataset} is there without, leave it out"
+    yield args.greedy and args.greedy_target_density is None, "--greedy: needs --greedy-target-density D"
+    yield bool(args.greedy and args.compress), "--compress: not together with --greedy, which has no schedule"
+    for name in sorted(given):
+        if name.startswith("greedy_"):
+            yield not args.greedy, f"{_flag(name)}: goes with --greedy"
 
     yield bool(args.sense_resume and not args.sensitivity), "--sense-resume: goes with --sense"
     yield "sense_range" in given and not args.sensitivity, "--sense-range: goes with --sense"
@@ -73,7 +100,18 @@ def _rules(args: Namespace, given: set[str]) -> Iterator[tuple[bool, str]]:
         args.display_confusion and jobs not in ([], ["--evaluate"]),
         "--confusion: only when training or evaluating",
     )
-    yield "num_best_scores" in given and bool(jobs), "--num-best-scores: only when training"
+    for name, flag in _ONLY_WHEN_TRAINING.items():
+        yield name in given and bool(jobs), f"{flag}: only when training"
+    yield (
+        bool(args.activation_stats) and jobs not in ([], ["--evaluate"]),
+        "--activation-stats: only when training or evaluating",
+    )
+    yield (
+        bool(args.activation_stats and args.quantize_eval),
+        "--activation-stats: not with --quantize-eval, quantized layers have their ReLU inside",
+    )
+    for phase in args.activation_stats:
+        yield phase != "test" and bool(jobs), f"--activation-stats {phase}: only when training"
     yield bool(args.plugin and not args.compress), "--plugin: goes with --compress"
     for package in args.plugin:
         first = package.partition(".")[0]
@@ -84,11 +122,34 @@ def _rules(args: Namespace, given: set[str]) -> Iterator[tuple[bool, str]]:
         )
 
 
+def _quantization_rules(args: Namespace, given: set[str]) -> Iterator[tuple[bool, str]]:
+    """Settings of what is not quantized, or not clipped."""
+    for name in ("qe_mode_acts", "qe_clip_acts"):
+        yield (
+            args.qe_bits_acts == 0 and name in given,
+            f"{_flag(name)}: without effect, with --qe-bits-acts 0 activations are not quantized",
+        )
+    for name in ("qe_mode_wts", "qe_per_channel"):
+        yield (
+            args.qe_bits_wts == 0 and name in given,
+            f"{_flag(name)}: without effect, with --qe-bits-wts 0 weights are not quantized",
+        )
+    yield (
+        bool(args.qe_no_clip_layers and args.qe_clip_acts == "none"),
+        "--qe-no-clip-layers: without effect, nothing is clipped; goes with --qe-clip-acts",
+    )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _jobs(args: Namespace) -> list[str]:
     """The flags of the jobs other than training that are asked for."""
     flags = {
         "--summary": bool(args.summary),
         "--dry-run": args.dry_run,
+        "--greedy": args.greedy,
         "--sense": bool(args.sensitivity),
         "--qe-calibration": args.qe_calibration is not None and not args.quantize_eval,
         "--evaluate": args.evaluate,

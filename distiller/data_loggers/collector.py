@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from distiller.errors import UsageError
@@ -112,6 +112,16 @@ class ActivationCollector(ABC):
 
     def _after(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         self.on_output(name, module, output)
+
+
+def is_measurable(value: Any) -> bool:
+    """Whether an input or output is a tensor of floating point with at least one element."""
+    return isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 0
+
+
+def measurable(values: Any) -> list[Tensor]:
+    """The tensors with something to measure in what a module is given or returns, alone or among others."""
+    return [x for x in (values if isinstance(values, (tuple, list)) else (values,)) if is_measurable(x)]
 
 
 @contextmanager

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Protocol
+
+import numpy as np
+from tabulate import tabulate
 
 from distiller.atomic_file import write_whole
 from distiller.errors import UsageError
@@ -77,6 +80,20 @@ class Logger(Protocol):
     def log_kernel_sparsity(self, epoch: int, by_param: Mapping[str, float]) -> None:
         """The share (0..1) of all-zero kernels (convolutions) or rows (matrices) of each weight tensor."""
 
+    def log_parameter_histograms(self, epoch: int, by_param: Mapping[str, np.ndarray]) -> None:
+        """The values of each parameter, in any shape, after an epoch."""
+
+    def log_activation_statistics(
+        self, epoch: int, phase: str, by_statistic: Mapping[str, Mapping[str, float | Sequence[float]]]
+    ) -> None:
+        """Statistics of activations over a phase.
+
+        Args:
+            epoch: from 0; of a test, the last one trained.
+            phase: train, valid or test.
+            by_statistic: for each statistic, by layer, a number or one for each channel.
+        """
+
     def log_epoch(self, record: EpochRecord) -> None:
         """An epoch is over, validation included."""
 
@@ -120,6 +137,20 @@ class PythonLogger(Logger):
             self._log.debug("Sparsity of %s: %.2f", name, 100 * sparsity)
         self._log.info("Total sparsity: %.2f", 100 * total)
 
+    def log_activation_statistics(
+        self, epoch: int, phase: str, by_statistic: Mapping[str, Mapping[str, float | Sequence[float]]]
+    ) -> None:
+        """A table with a row for each layer; of a statistic with a number for each channel, their mean."""
+        layers = list(dict.fromkeys(layer for by_layer in by_statistic.values() for layer in by_layer))
+        rows = [
+            [layer, *(_mean(by_layer.get(layer, ())) for by_layer in by_statistic.values())]
+            for layer in layers
+        ]
+        table = tabulate(
+            rows, headers=["Layer", *by_statistic], tablefmt="psql", floatfmt=".3f", disable_numparse=[0]
+        )
+        self._log.info("Activations (%s, epoch %d; means over channels):\n%s", phase, epoch, table)
+
 
 class TensorBoardLogger(Logger):
     """Scalars in a TensorBoard event file, under Distiller's tags.
@@ -153,6 +184,23 @@ class TensorBoardLogger(Logger):
         for name, sparsity in by_param.items():
             self._writer.add_scalar(f"sparsity-2D/weights/{name}", 100 * sparsity, epoch)
 
+    def log_parameter_histograms(self, epoch: int, by_param: Mapping[str, np.ndarray]) -> None:
+        """A histogram of 200 bins of the finite values, tag `a/b/weight`, at step `epoch`."""
+        for name, values in by_param.items():
+            self._histogram(name.replace(".", "/"), values, epoch)
+
+    def log_activation_statistics(
+        self, epoch: int, phase: str, by_statistic: Mapping[str, Mapping[str, float | Sequence[float]]]
+    ) -> None:
+        """`<statistic>/activations/<phase>/<layer>` at step `epoch`: a scalar, or a histogram of channels."""
+        for statistic, by_layer in by_statistic.items():
+            for layer, value in by_layer.items():
+                tag = f"{statistic}/activations/{phase}/{layer}"
+                if isinstance(value, Sequence):
+                    self._histogram(tag, np.asarray(value), epoch)
+                else:
+                    self._writer.add_scalar(tag, value, epoch)
+
     def log_epoch(self, record: EpochRecord) -> None:
         """Brings what came so far to disk, so that a killed run keeps its finished epochs."""
         self._writer.flush()
@@ -160,6 +208,11 @@ class TensorBoardLogger(Logger):
     def close(self) -> None:
         """Bring everything to disk and close the event file."""
         self._writer.close()
+
+    def _histogram(self, tag: str, values: np.ndarray, epoch: int) -> None:
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            self._writer.add_histogram(tag, finite, epoch, bins=200)  # pyright: ignore[reportArgumentType]
 
 
 class CsvLogger(Logger):
@@ -206,3 +259,10 @@ class CsvLogger(Logger):
 
     def _rewrite(self, rows: list[list[str]]) -> None:
         write_whole(self.path, "".join(",".join(row) + "\n" for row in [list(self.COLUMNS), *rows]))
+
+
+def _mean(value: float | Sequence[float]) -> float | None:
+    """A number as it is, the mean of several; None where there are none."""
+    if isinstance(value, Sequence):
+        return sum(value) / len(value) if value else None
+    return value

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from distiller.atomic_file import write_whole
-from distiller.data_loggers.collector import ActivationCollector, collector_context
+from distiller.data_loggers.collector import ActivationCollector, collector_context, is_measurable, measurable
 from distiller.data_loggers.observers import (
     DeviationObserver,
     RangeObserver,
@@ -224,7 +224,7 @@ class QuantCalibrationStatsCollector(ActivationCollector):
         self._pending[name] = [
             self._taken(record.inputs.setdefault(index, _Stream()), value)
             for index, value in enumerate(inputs)
-            if _is_measurable(value)
+            if is_measurable(value)
         ]
         if self._refuses_inplace and not isinstance(module, nn.modules.dropout._DropoutNd):
             self._versions[name] = [(x, _version(x)) for x in inputs if isinstance(x, Tensor)]
@@ -237,8 +237,7 @@ class QuantCalibrationStatsCollector(ActivationCollector):
                 "set disable_inplace_attrs or leave the check out"
             )
         stream = self._records[name].output
-        values = output if isinstance(output, (tuple, list)) else (output,)
-        taken = self._pending.pop(name) + [self._taken(stream, x) for x in values if _is_measurable(x)]
+        taken = self._pending.pop(name) + [self._taken(stream, x) for x in measurable(output)]
         _fetch([reduction for _, _, reduction in taken])
         for observer, shape, reduction in taken:
             observer.add(reduction.sums, shape)
@@ -320,10 +319,6 @@ def _fetch(reductions: list[_Reduction]) -> None:
         rows = torch.stack([reduction.on_device.to(device) for reduction in missing]).tolist()
         for reduction, row in zip(missing, rows, strict=True):
             reduction.sums[:] = row
-
-
-def _is_measurable(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 0
 
 
 def _version(x: Tensor) -> int | None:

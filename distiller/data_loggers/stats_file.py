@@ -7,18 +7,19 @@ Knows nothing about how statistics are collected or used.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from distiller.errors import StatsError
+from distiller.errors import ScheduleError, StatsError, require
 from distiller.names import strip_wrappers
+from distiller.schedule_yaml import parse_document
 
 _REQUIRED = ("min", "max", "avg_min", "avg_max", "mean", "std")
 _OPTIONAL = ("b", "total_numel")
 _SHOWN = 3
+_LARGEST = 1e36  # of what ranges in 32 bits can be computed from
 
 Stats = dict[str, dict[str, Any]]
 
@@ -40,6 +41,7 @@ def load_stats(path_or_dict: str | Path | Mapping[str, Any]) -> Stats:
     if isinstance(path_or_dict, Mapping):
         where, content = "activation statistics", path_or_dict
     else:
+        require(path_or_dict, (str, os.PathLike), "activation statistics", "a YAML file or its content")
         where, content = str(path_or_dict), _read_yaml(Path(path_or_dict))
     if not content:
         raise StatsError(f"{where}: is empty; activation statistics wanted")
@@ -79,15 +81,19 @@ def check_stats(
 
 def _read_yaml(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise StatsError(f"{path}: cannot be read, {error.strerror or error}") from error
-    except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
+    except UnicodeDecodeError as error:
         raise StatsError(f"{path}: is no text file; activation statistics in YAML wanted") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise StatsError(f"{path}{line}: is no YAML, {getattr(error, 'problem', None) or error}") from error
+    except ValueError as error:  # a NUL in the name
+        raise StatsError(f"{path}: cannot be read, {error}") from error
+    try:
+        return parse_document(text, str(path), "activation statistics wanted").data
+    except ScheduleError as error:
+        first = error.faults[0]
+        place = f"{first.path}: " if first.path else ""
+        raise StatsError(f"{path}:{first.line}: {place}{first.text}") from error
 
 
 def _layer(entry: Any, where: str) -> dict[str, Any]:
@@ -129,8 +135,10 @@ def _number(value: Any, where: str) -> int | float:
             value = float(value)
         except ValueError:
             value = repr(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < math.inf:
         raise StatsError(f"{where}: a finite number wanted, got {value}")
+    if abs(value) > _LARGEST:
+        raise StatsError(f"{where}: a number of at most {_LARGEST:g} wanted, got {value:g}")
     return value
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from torch import nn
 
 from distiller.dataset_facts import DATASET_FACTS, infer_dataset
-from distiller.errors import UnknownNameError, UsageError, did_you_mean, users_code
+from distiller.errors import UnknownNameError, UsageError, did_you_mean, require, users_code
 from distiller.models.spec import ModelSpec, register_model
 from distiller.registry import MODELS, load_dotted
 
@@ -136,6 +136,7 @@ def find_spec(arch: str) -> ModelSpec:
     Raises:
         UnknownNameError: no such architecture; names the one most like it.
     """
+    require(arch, str, "arch", "the name of an architecture")
     name = arch.lower()
     if name in MODELS:
         spec = MODELS[name]
@@ -147,9 +148,9 @@ def find_spec(arch: str) -> ModelSpec:
         return torchvision_spec(name)
     if ":" in arch:
         package = arch.partition(":")[0].partition(".")[0]
-        return _user_spec(
-            arch, infer_dataset(arch), load_dotted(arch.replace(":", "."), (package,), "architecture")
-        )
+        with users_code(f"arch: '{arch}'", "; its module is imported"):
+            function = load_dotted(arch.replace(":", "."), (package,), "architecture")
+        return _user_spec(arch, infer_dataset(arch), function)
     hint = "; a function of your own is written package.module:function" if "." in arch else ""
     raise UnknownNameError(
         f"arch: unknown architecture '{arch}'{did_you_mean(name, all_model_names()) or hint}"

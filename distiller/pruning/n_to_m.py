@@ -19,6 +19,8 @@ from distiller.registry import PRUNERS
 
 __all__ = ["NMPruner", "n_to_m_mask"]
 
+_LARGEST = 2**16
+
 
 def n_to_m_mask(t: Tensor, n: int = 2, m: int = 4) -> Tensor:
     """Keep the n largest magnitudes of each m neighbours along the input channels.
@@ -31,7 +33,7 @@ def n_to_m_mask(t: Tensor, n: int = 2, m: int = 4) -> Tensor:
     Args:
         t: the weights, (out, in) or (out, in, ...).
         n: how many stay, 1..m.
-        m: the size of a group.
+        m: the size of a group, at most 65536.
 
     Returns:
         The mask.
@@ -45,6 +47,7 @@ def n_to_m_mask(t: Tensor, n: int = 2, m: int = 4) -> Tensor:
     refuse_nan(t)
     _check_dimensions(t)
     channels_last = t.detach().abs().movedim(1, -1)  # (out, ..., in)
+    m = min(m, max(1, channels_last.size(-1)))  # a longer group than all the channels is all of them
     whole = channels_last.size(-1) // m * m
     groups = channels_last[..., :whole].unflatten(-1, (whole // m, m))  # (out, ..., groups, m)
     keep = (_largest(groups, n).flatten(-2), _largest(channels_last[..., whole:], n))
@@ -59,7 +62,7 @@ class NMPruner(Pruner):
         name: the instance's name in the schedule.
         weights: parameter names and shell patterns, or a single one; of 2 dimensions or more.
         n: how many of each group stay, 1..m, default 2.
-        m: how many neighbouring input channels make a group, default 4.
+        m: how many neighbouring input channels make a group, at most 65536, default 4.
 
     Raises:
         DistillerError: n or m out of range, or no weights.
@@ -119,3 +122,5 @@ def _check_dimensions(t: Tensor) -> None:
 def _check_ratio(n: int, m: int) -> None:
     if not 1 <= n <= m:
         raise DistillerError(f"needs 1 <= n <= m, got n {n} and m {m}")
+    if m > _LARGEST:
+        raise DistillerError(f"m must be at most {_LARGEST}, got {m}; sparse tensor cores want n 2, m 4")

@@ -227,6 +227,8 @@ class BernoulliFilterPruner(_ConstantRandomFilterPruner):
     Source: Pan et al., "DropFilter" (arXiv 1811.06783).
     """
 
+    rescales = True
+
     draw = staticmethod(bernoulli_structures)
 
 
@@ -236,6 +238,8 @@ class BernoulliFilterPruner_AGP(_GradualRandomFilterPruner):
 
     As `BernoulliFilterPruner`, with the arguments and errors of `RandomRankedFilterPruner_AGP`.
     """
+
+    rescales = True
 
     draw = staticmethod(bernoulli_structures)
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from distiller.atomic_file import write_whole
 from distiller.data_loggers.quant_stats import check_stats, load_stats
-from distiller.errors import QuantizationError
+from distiller.errors import QuantizationError, require
 from distiller.graph import SummaryGraph
 from distiller.model_transforms import fold_batch_norms
 from distiller.names import named_modules, strip_wrappers, unwrap
@@ -44,6 +44,7 @@ from distiller.quantization.ptq_settings import (
     check_keys,
     parse_accumulator_bits,
     parse_clip,
+    parse_flag,
     parse_mode,
     parse_multiplier_bits,
     with_overrides,
@@ -119,6 +120,7 @@ class PostTrainLinearQuantizer(Quantizer):
         save_fp_weights: bool = False,
         also_clip_weights: bool = False,
     ) -> None:
+        require(model, nn.Module, "PostTrainLinearQuantizer: model", "a torch.nn.Module")
         self.bits_accum = parse_accumulator_bits(bits_accum, "bits_accum")
         super().__init__(
             model,
@@ -127,17 +129,17 @@ class PostTrainLinearQuantizer(Quantizer):
             bits_bias=self.bits_accum,
             overrides=overrides,
         )
-        self.save_fp_weights = save_fp_weights
+        self.save_fp_weights = parse_flag(save_fp_weights, "save_fp_weights")
         self.default_settings = LayerSettings(
             bits=self.default_qbits,
             mode=parse_mode(mode, "mode"),
             clip_acts=parse_clip(clip_acts, "clip_acts"),
             clip_n_stds=clip_n_stds,
-            clip_half_range=clip_half_range,
-            per_channel_wts=per_channel_wts,
+            clip_half_range=parse_flag(clip_half_range, "clip_half_range"),
+            per_channel_wts=parse_flag(per_channel_wts, "per_channel_wts"),
             scale_approx_mult_bits=parse_multiplier_bits(scale_approx_mult_bits, "scale_approx_mult_bits"),
-            inputs_quant_auto_fallback=inputs_quant_auto_fallback,
-            also_clip_weights=also_clip_weights,
+            inputs_quant_auto_fallback=parse_flag(inputs_quant_auto_fallback, "inputs_quant_auto_fallback"),
+            also_clip_weights=parse_flag(also_clip_weights, "also_clip_weights"),
         )
         check_n_stds(self.default_settings.clip_acts, clip_n_stds, "clip_n_stds")
         self._stats_source = "activation statistics"

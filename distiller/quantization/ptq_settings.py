@@ -187,6 +187,17 @@ def parse_accumulator_bits(value: Any, where: str) -> int:
     raise QuantizationError(f"{where}: must be 2 to 64 bits, got {value!r}")
 
 
+def parse_flag(value: Any, where: str) -> bool:
+    """True or false.
+
+    Raises:
+        QuantizationError: neither.
+    """
+    if isinstance(value, bool):
+        return value
+    raise QuantizationError(f"{where}: must be true or false, got {value!r}")
+
+
 def _member(kind: type[_EnumT], value: Any, where: str) -> _EnumT:
     if isinstance(value, kind):
         return value
@@ -195,12 +206,6 @@ def _member(kind: type[_EnumT], value: Any, where: str) -> _EnumT:
         return kind[value.upper()]
     hint = did_you_mean(value.upper(), names) if isinstance(value, str) else ""
     raise QuantizationError(f"{where}: must be one of {', '.join(names)}, got {value!r}{hint}")
-
-
-def _boolean(value: Any, where: str) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise QuantizationError(f"{where}: must be true or false, got {value!r}")
 
 
 def _number(value: Any, where: str) -> float | None:
@@ -221,12 +226,12 @@ _PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "mode": parse_mode,
     "clip_acts": parse_clip,
     "clip_n_stds": _number,
-    "clip_half_range": _boolean,
-    "per_channel_wts": _boolean,
+    "clip_half_range": parse_flag,
+    "per_channel_wts": parse_flag,
     "scale_approx_mult_bits": parse_multiplier_bits,
-    "inputs_quant_auto_fallback": _boolean,
-    "make_identity": _boolean,
-    "quantize_inputs": _boolean,
+    "inputs_quant_auto_fallback": parse_flag,
+    "make_identity": parse_flag,
+    "quantize_inputs": parse_flag,
     "input_overrides": _by_index,
 }
 

@@ -131,6 +131,10 @@ class L0Regularizer(Policy):
     def on_minibatch_end(self, ctx: StepContext) -> None:  # noqa: D102
         self._put(ctx, self.gates())
 
+    def has_final_sparsity(self, ctx: StepContext) -> bool:
+        """Whether the gates have become masks."""
+        return ctx.epoch >= ctx.window.last
+
     def on_epoch_end(self, ctx: StepContext, metrics: Mapping[str, float]) -> None:
         """After the last epoch multiply the gates into the weights, and keep what is 0 masked."""
         if ctx.epoch != ctx.window.last:

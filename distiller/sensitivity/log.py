@@ -166,7 +166,7 @@ def weights_fingerprint(model: nn.Module) -> str:
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no text
+    except (ValueError, RecursionError) as error:  # no JSON, or no text, or nested without end
         raise SensitivityError(f"{path}: not the settings of a sweep, {error}; {_REMEDY}") from error
     if not isinstance(found, dict):
         raise SensitivityError(

@@ -54,9 +54,9 @@ def test_when_a_step_fails_the_old_files_stay_and_nothing_is_left_behind(
     with monkeypatch.context() as patch:
         patch.setattr(step, fails)
         text = message(save_checkpoint, 1, "net", net(), is_best=is_best, dir=tmp_path)
+    first = "best.pth.tar" if is_best else "checkpoint.pth.tar"
     assert text == (
-        f"{tmp_path / 'checkpoint.pth.tar'}: cannot be written: No space left on device; "
-        "make room, or choose another folder"
+        f"{tmp_path / first}: cannot be written: No space left on device; make room, or choose another folder"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pth.tar", "checkpoint.pth.tar"]
     assert [read_checkpoint(path).epoch for path in tmp_path.iterdir()] == [0, 0]

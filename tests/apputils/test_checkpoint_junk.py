@@ -260,6 +260,16 @@ FRESH = "start with a fresh optimizer"
         (("input_shape",), (1, -1), "'input_shape' must be a tuple of whole numbers from 0, or of such tuples, "
          "got tuple (1, -1)"),
         (("extras", "seed"), "x", f"'extras.seed' {WHOLE}, got str 'x'"),
+        (("extras", "seed"), 2**70, f"'extras.seed' must be less than 2**63, got int {2**70}"),
+        (("epoch",), 2**63, f"'epoch' must be less than 2**63, got int {2**63}"),
+        (("extras", "best_top1"), "x", "'extras.best_top1' must be a finite number, got str 'x'"),
+        (("extras", "quantized_top1"), [1], "'extras.quantized_top1' must be a finite number, got list [1]"),
+        (("extras", "reference"), {}, "'extras.reference' must be a model's figures, with 'top1_correct' as on a "
+         "results card, got dict {}"),
+        (("extras", "reference"), {"a": 1}, "'extras.reference' must be a model's figures, with 'top1_correct' as on "
+         "a results card, got dict {'a': 1}"),
+        (("extras", "before_quantization"), {}, "'extras.before_quantization' must be a model's figures, with "
+         "'top1_correct' as on a results card, got dict {}"),
         (("extras", "tracker"), 3, "'extras.tracker' must be a dict, got int 3"),
         (("extras", "tracker", "scores", 0, "top1"), "x",
          "'extras.tracker.scores[0].top1' must be a finite number, got str 'x'"),
@@ -290,10 +300,18 @@ FRESH = "start with a fresh optimizer"
          "start anew from the checkpoint's weights"),
         (("scheduler", "policies", 1, "state", "gamma"), "x",
          "'scheduler.policies[1].state.gamma' must be a finite number from 0, got str 'x'"),
+        (("scheduler", "policies", 1, "state", "_last_lr"), [1e308],
+         "'scheduler.policies[1].state._last_lr[0]' must be at most 3.4e+38, got float 1e+308"),
         (("scheduler", "policies", 1, "state", "get_lr"), 1, "'scheduler.policies[1].state.get_lr' is unknown"),
         (("optimizer", "param_names"), LEFT_OUT, "'optimizer.param_names' is missing"),
         (("optimizer", "state_dict", "param_groups", 0, "lr"), -1, "'optimizer.state_dict.param_groups[0].lr' "
          f"must be a finite number from 0, got int -1; {FRESH}"),
+        (("optimizer", "state_dict", "param_groups", 0, "lr"), 1e308, "'optimizer.state_dict.param_groups[0].lr' "
+         f"must be at most 3.4e+38, got float 1e+308; {FRESH}"),
+        (("optimizer", "state_dict", "param_groups", 0, "foreach"), 5,
+         f"'optimizer.state_dict.param_groups[0].foreach' must be true, false or null, got int 5; {FRESH}"),
+        (("optimizer", "state_dict", "param_groups", 0, "initial_lr"), "x",
+         f"'optimizer.state_dict.param_groups[0].initial_lr' must be a finite number from 0, got str 'x'; {FRESH}"),
         (("optimizer", "state_dict", "param_groups", 0, "momentum"), LEFT_OUT,
          f"'optimizer.state_dict.param_groups[0].momentum' is missing; {FRESH}"),
         (("optimizer", "state_dict", "param_groups", 0, "params"), [0, 1, 2, 2],

@@ -18,7 +18,7 @@ from distiller.apputils.checkpoint import (
     save_checkpoint,
 )
 from distiller.data_loggers.quant_stats import collect_quant_stats
-from distiller.errors import CheckpointError
+from distiller.errors import CheckpointError, UsageError
 from distiller.quantization import PostTrainLinearQuantizer
 from distiller.scheduler import CompressionScheduler
 
@@ -394,3 +394,18 @@ def test_distillers_thinned_resnet20_is_refused_as_thinned():
     )
     assert text.endswith("a checkpoint from before thinning")
     assert bits(model) == before
+
+
+@pytest.mark.parametrize(
+    ("model", "file", "text"),
+    [
+        (nn.Linear(1, 1), None, "checkpoint: file: must be a path, got NoneType"),
+        (nn.Linear(1, 1), 5, "checkpoint: file: must be a path, got int"),
+        (5, "saved", "checkpoint: model: must be a torch.nn.Module, got int"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(tmp_path, model, file, text):
+    path = save_checkpoint(0, "net", nn.Linear(1, 1), dir=tmp_path) if file == "saved" else file
+    with pytest.raises(UsageError) as caught:
+        load_checkpoint(model, path)
+    assert str(caught.value) == text

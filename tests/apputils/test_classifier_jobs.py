@@ -36,6 +36,8 @@ def card_of(args: Namespace, open_run: RunMaker) -> ResultsCard:
         ("-e", jobs.evaluate),
         ("-e --qe", jobs.quantize_and_evaluate),
         ("-e --qe --qe-calibration 0.1", jobs.quantize_and_evaluate),
+        ("--greedy -e", jobs.prune_greedily),
+        ("--greedy --qe-calibration 0.1 --sense filter", jobs.prune_greedily),
         ("--qe-calibration 0.1", jobs.collect_statistics),
         ("-e --qe-calibration 0.1", jobs.collect_statistics),
         ("--qe --qe-calibration 0.1", jobs.collect_statistics),
@@ -112,6 +114,35 @@ def test_a_dry_run_of_one_epoch_tells_what_never_begins(flags, tmp_path):
     ]
 
 
+def test_a_dry_run_of_a_billion_epochs_ends(flags, tmp_path):
+    file = tmp_path / "s.yaml"
+    file.write_text(AGP)
+    text = jobs.dry_run(flags("--epochs 1000000000 --compress", file))
+    assert text.splitlines()[-2:] == ["  epochs 3..999999999:", "    nothing"]
+
+
+def test_a_dry_run_lists_a_thousand_changes_at_most(flags, tmp_path):
+    file = tmp_path / "s.yaml"
+    file.write_text(AGP.replace("ending_epoch: 3, frequency: 1", "ending_epoch: 1000000000, frequency: 2"))
+    lines = jobs.dry_run(flags("--epochs 1000000000 --compress", file)).splitlines()
+    assert lines[-3:-1] == [
+        "  epoch 999:",
+        "    pruner agp: AutomatedGradualPruner: fc1.weight -> sparsity 0.0%",
+    ]
+    assert lines[-1] == "  and so on: only the first 1000 changes are listed"
+
+
+def test_a_dry_run_refuses_a_quantized_checkpoint_as_other_jobs_do(flags, open_run, tmp_path):
+    jobs.run_job(flags("-e --qe --qe-dynamic"), open_run)
+    file = tmp_path / "s.yaml"
+    file.write_text(AGP)
+    args = flags(
+        "--compress", file, "--exp-load-weights-from", open_run.folder / "quantized_checkpoint.pth.tar"
+    )
+    with pytest.raises(UsageError, match="^the checkpoint is of a quantized model, which can be evaluated"):
+        jobs.dry_run(args)
+
+
 def test_statistics_are_of_the_share_of_the_training_set_that_is_asked_for(flags, open_run, caplog):
     with caplog.at_level(logging.INFO, logger="distiller"):
         assert jobs.run_job(flags("--qe-calibration 0.01"), open_run) is None
@@ -154,8 +185,41 @@ def test_a_quantization_that_cannot_be_opens_no_run(flags, open_run, command, er
 
 def test_a_misspelt_layer_is_told_before_statistics_are_collected(flags, open_run, monkeypatch):
     monkeypatch.setattr(jobs, "_collect", lambda *args: pytest.fail("statistics were collected"))
-    with pytest.raises(UnknownNameError, match="'fc7' matches no layer of the model"):
-        jobs.run_job(flags("-e --qe --qe-no-clip-layers fc7"), open_run)
+    for command in ("--qe-no-clip-layers fc7", "--qe-no-quant-layers fc7"):
+        with pytest.raises(UnknownNameError) as error:
+            jobs.run_job(flags(f"-e --qe {command}"), open_run)
+        flag = command.split()[0]
+        assert str(error.value) == f"{flag}: 'fc7' matches no layer of the model; did you mean 'fc3'?"
+
+
+def test_what_is_wrong_with_a_setting_of_quantization_is_told_of_its_flag(flags, open_run):
+    with pytest.raises(QuantizationError) as error:
+        jobs.run_job(flags("-e --qe --qe-dynamic --qe-bits-acts 1"), open_run)
+    assert str(error.value) == "--qe-bits-acts: must be 2 to 16 bits, or 0 or null for none, got 1"
+
+
+def test_sections_without_effect_in_a_configuration_of_quantization_are_warned_of(
+    flags, open_run, tmp_path, caplog
+):
+    file = tmp_path / "q.yaml"
+    file.write_text(AGP + "quantizers:\n  q: {class: PostTrainLinearQuantizer}\n")
+    jobs.run_job(flags("-e --qe --qe-config-file", file), open_run)
+    assert (
+        f"--qe-config-file {file}: without effect: pruners, policies; of such a file only its quantizers are read"
+        in caplog.messages
+    )
+
+
+def test_a_sweep_of_a_model_without_parameters_is_refused(flags, open_run, monkeypatch):
+    monkeypatch.setattr(
+        "distiller.apputils.image_classifier.create_model", lambda *_, **__: torch.nn.Flatten()
+    )
+    with pytest.raises(UsageError) as error:
+        jobs.run_job(flags("--sense element"), open_run)
+    assert str(error.value) == (
+        "--sense element: 'lenet_300_100' has no parameters to prune; give a model that has some, "
+        "or test this one with --evaluate"
+    )
 
 
 @pytest.mark.parametrize("command", ["", "--qe-calibration 0.1"])

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from distiller.apputils.checkpoint import read_checkpoint
+from distiller.apputils.checkpoint import read_checkpoint, save_checkpoint
 from distiller.apputils.classifier_training import ClassifierTraining, kernel_sparsity, weight_sparsity
-from distiller.apputils.image_classifier import ClassifierCompressor
+from distiller.apputils.image_classifier import ClassifierCompressor, Run
 from distiller.apputils.meters import EvalResult
+from distiller.data_loggers.loggers import Logger
 from distiller.errors import CheckpointError, DivergenceError, UsageError
 
 pytestmark = pytest.mark.usefixtures("untimed", "global_settings_restored")
@@ -127,6 +128,45 @@ def test_a_validation_loss_that_is_not_finite_keeps_the_last_checkpoint(flags, o
         ClassifierTraining(compressor).run()
     assert read_checkpoint(open_run.folder / "checkpoint.pth.tar").epoch == 0
     assert len(open_run.logger.epochs) == 1
+
+
+def diverging(monkeypatch, compressor):
+    monkeypatch.setattr(compressor, "validate", lambda epoch: EvalResult(float("nan"), 1, 1, 1))
+    with pytest.raises(DivergenceError) as error:
+        ClassifierTraining(compressor).run()
+    return str(error.value).partition("is nan; ")[2]
+
+
+def test_a_divergence_speaks_of_a_checkpoint_only_where_there_is_one(flags, open_run, monkeypatch):
+    stops = "training stops here"
+    assert (
+        diverging(monkeypatch, ClassifierCompressor(flags("--epochs 2"), open_run))
+        == f"{stops}. Try a lower --lr"
+    )
+    file, _ = trained(flags, open_run, "--epochs 1")
+    resumed = ClassifierCompressor(flags("--epochs 2 --resume-from", file), open_run)
+    assert diverging(monkeypatch, resumed) == (
+        f"{stops} and the last checkpoint stays as it is. "
+        "Resume from an earlier checkpoint, or --reset-optimizer with a lower --lr"
+    )
+    anew = ClassifierCompressor(flags("--epochs 2 --reset-optimizer --resume-from", file), open_run)
+    assert diverging(monkeypatch, anew) == f"{stops}. Try a lower --lr"
+
+
+def test_a_checkpoint_without_optimizer_and_schedule_is_told(flags, tmp_path, schedule, caplog):
+    model = ClassifierCompressor(flags()).model
+    file = save_checkpoint(0, "lenet_300_100", model, dir=tmp_path)
+    with caplog.at_level(logging.INFO, logger="distiller"):
+        ClassifierTraining(
+            ClassifierCompressor(flags("--epochs 3 --compress", schedule, "--resume-from", file))
+        )
+    assert (
+        "the checkpoint has no schedule to go on with: the policies begin without a state" in caplog.messages
+    )
+    assert caplog.messages[-1] == (
+        "resumed after epoch 0; the checkpoint has no optimizer: a new one begins, with learning rate 0.05"
+    )
+    assert "as it was saved" not in caplog.text
 
 
 def test_a_resumed_training_begins_after_the_epoch_of_the_checkpoint(flags, open_run):
@@ -253,3 +293,93 @@ def test_a_resumed_run_takes_over_the_best_checkpoint_of_the_interrupted_one(
     assert copied.exists() == is_of_this_run
     if is_of_this_run:
         assert copied.read_bytes() == best
+
+
+# ------------------------------------------------------------- what is asked for besides
+
+
+class Histograms(Logger):
+    """Keeps the values that it is given."""
+
+    def __init__(self):
+        self.given = []
+
+    def log_parameter_histograms(self, epoch, by_param):
+        self.given.append((epoch, by_param))
+
+
+@pytest.mark.parametrize("flag, expected", [("--param-hist", ["fc1.weight", "fc1.bias"]), ("", [])])
+def test_the_values_of_parameters_are_logged_each_epoch_when_asked_for(
+    flags, open_run, schedule, flag, expected
+):
+    logger = Histograms()
+
+    def opened():
+        return Run(open_run().folder, (logger,))
+
+    args = flags(f"--epochs 2 {flag} --compress", schedule)
+    ClassifierTraining(ClassifierCompressor(args, opened)).run()
+    assert [epoch for epoch, _ in logger.given] == [0, 1]
+    assert list(logger.given[1][1])[:2] == expected
+    if expected:
+        state = read_checkpoint(open_run.folder / "checkpoint.pth.tar").state_dict
+        assert all((state[name].numpy() == values).all() for name, values in logger.given[1][1].items())
+        assert (logger.given[1][1]["fc1.weight"] == 0).mean() == 0.5
+
+
+def test_the_table_of_masks_is_logged_after_each_epochs_training(flags, open_run, schedule, caplog):
+    caplog.set_level(logging.INFO)
+    trained(flags, open_run, "--epochs 2 --masks-sparsity --compress", schedule)
+    lines = [record.message for record in caplog.records]
+    tables = [line for line in lines if line.startswith("Sparsity of the masks after epoch ")]
+    totals = [table.splitlines()[-2].split("|")[-2].strip() for table in tables]
+    assert totals == ["0.00", f"{50 * 784 * 300 / 266_200:.2f}"]
+    assert lines.index(tables[1]) < lines.index("--- validate (epoch=1) -----------")
+
+
+def test_the_untrained_model_is_saved_when_asked_for(flags, open_run):
+    compressor = ClassifierCompressor(flags("--epochs 1 -n exp --save-untrained-model"), open_run)
+    before = {name: value.clone() for name, value in compressor.model.state_dict().items()}
+    ClassifierTraining(compressor).run()
+    saved = read_checkpoint(open_run.folder / "exp_untrained_checkpoint.pth.tar")
+    assert all(torch.equal(value, before[name]) for name, value in saved.state_dict.items())
+    assert saved.extras == {"seed": 7, "is_untrained": True}
+    assert saved.optimizer is None
+    ClassifierTraining(ClassifierCompressor(flags("--epochs 1"), open_run)).run()
+    assert open_run.names().isdisjoint({"untrained_checkpoint.pth.tar"})
+
+
+def test_without_a_run_folder_no_untrained_model_is_saved(flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ClassifierTraining(ClassifierCompressor(flags("--epochs 1 --save-untrained-model"))).run()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_resumed_run_takes_the_untrained_model_along(flags, open_run, caplog):
+    file, _ = trained(flags, open_run, "--epochs 1 --save-untrained-model")
+    kept = (file.parent / "untrained_checkpoint.pth.tar").read_bytes()
+    resumed = "--epochs 2 --save-untrained-model -n exp --resume-from"
+    trained(flags, open_run, resumed, file)
+    assert (open_run.folder / "exp_untrained_checkpoint.pth.tar").read_bytes() == kept
+    (file.parent / "untrained_checkpoint.pth.tar").unlink()
+    caplog.clear()
+    ClassifierTraining(ClassifierCompressor(flags(resumed, file), open_run)).run()
+    assert "exp_untrained_checkpoint.pth.tar" not in open_run.names()
+    assert (
+        "--save-untrained-model: without effect, this run goes on after epoch 0, and there is no "
+        "untrained_checkpoint.pth.tar beside its checkpoint"
+    ) in [record.message for record in caplog.records]
+
+
+def test_an_untrained_model_is_no_training_to_go_on_with(flags, open_run):
+    file, _ = trained(flags, open_run, "--epochs 1 --save-untrained-model")
+    untrained = file.parent / "untrained_checkpoint.pth.tar"
+    with pytest.raises(UsageError) as error:
+        ClassifierTraining(ClassifierCompressor(flags("--epochs 2 --resume-from", untrained), open_run))
+    assert str(error.value) == (
+        f"--resume-from {untrained}: is not trained yet, there is no epoch to go on after; "
+        "add --reset-optimizer to begin at epoch 0"
+    )
+    again, _ = trained(flags, open_run, "--epochs 1 --reset-optimizer --resume-from", untrained)
+    first, second = read_checkpoint(file).state_dict, read_checkpoint(again).state_dict
+    assert all(torch.equal(value, second[name]) for name, value in first.items())  # the same training

@@ -110,6 +110,10 @@ def test_classes_of_a_torch_data_set_are_read_without_its_items(decode, attribut
         ),
         ("(torch.zeros(4, 1, 6, 6), [0] * 3), 5", "{path}, train: 4 images but 3 labels"),
         (
+            "[TensorDataset(torch.zeros(4, 1, 6, 6), torch.full((4,), -100))] * 2",
+            "{path}, train: labels must not be negative, got -100",
+        ),
+        (
             f"{PAIR}, (torch.zeros(4, 3, 6, 6), [0] * 4)",
             "{path}: train and test images must have one shape, got (1, 6, 6) and (3, 6, 6)",
         ),
@@ -191,3 +195,22 @@ def test_item_that_fails_is_told_with_its_line(decode, tmp_path):
             "    return Own(), Own()"
         )
     assert str(caught.value) == f"Own[0]: failed with KeyError: 0 ({tmp_path / MODULE}.py:6)"
+
+
+@pytest.mark.parametrize("value", [0, "enough"])
+def test_function_that_ends_the_program_is_told_as_one_that_fails(decode, tmp_path, value):
+    with pytest.raises(DatasetError) as caught:
+        decode(f"import sys; sys.exit({value!r})")
+    assert str(caught.value) == (
+        f"{MODULE}:load: failed with SystemExit: {value} ({tmp_path / MODULE}.py:4); "
+        "it is called with DATASET_DIR, or None, and returns (train, test)"
+    )
+
+
+def test_module_that_ends_the_program_is_told_too(decode, tmp_path):
+    with pytest.raises(DatasetError) as caught:
+        decode("pass\nraise SystemExit(3)")
+    assert str(caught.value) == (
+        f"{MODULE}:load: failed with SystemExit: 3 ({tmp_path / MODULE}.py:5); "
+        "the module is imported for its function"
+    )

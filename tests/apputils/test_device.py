@@ -23,6 +23,20 @@ def test_all_gpus_are_chosen_where_there_are_any(monkeypatch):
     assert choose_device(gpus="1") == (torch.device("cuda", 1), [1])
 
 
+def test_of_pytorchs_reason_the_first_sentence_is_told(monkeypatch):
+    def failing(*_args, **_options):
+        raise NotImplementedError(
+            "Could not run 'aten::empty.memory_format' here. This could be because ...\nmore"
+        )
+
+    monkeypatch.setattr(torch, "ones", failing)
+    with pytest.raises(UsageError) as caught:
+        choose_device("mps")
+    assert str(caught.value) == (
+        "--device mps: cannot be used here: Could not run 'aten::empty.memory_format' here; try --device cpu"
+    )
+
+
 @pytest.mark.parametrize(
     ("device", "gpus", "text"),
     [

@@ -144,7 +144,8 @@ def test_missing_reference_is_an_error_with_its_path(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\xff\x00", b"[]", b"{}", b'{"measured": {"n": 1}}', b'{"measured": 3}']
+    "content",
+    [b"", b"\xff\x00", b"[]", b"{}", b'{"measured": {"n": 1}}', b'{"measured": 3}', b"[" * 100_000],
 )
 def test_reference_that_is_no_card_is_refused(tmp_path, content):
     path = tmp_path / "results.json"

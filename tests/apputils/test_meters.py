@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -180,3 +181,22 @@ def test_parts_keep_no_graph_and_wait_for_nothing_until_they_are_read(monkeypatc
 
 def test_without_parts_there_is_nothing_to_read():
     assert LossPartsMeter().result() == {}
+
+
+@given(st.integers(2, 9), st.integers(1, 12), st.integers(0, 10_000))
+def test_of_equal_logits_the_lower_class_is_the_higher(classes, images, seed):
+    """Quantized networks often answer with equal logits; the count must agree with the confusion matrix."""
+    generator = np.random.default_rng(seed)
+    logits = generator.integers(0, 3, (images, classes)).astype(np.float32)
+    labels = generator.integers(0, classes, images)
+    order = np.argsort(-logits, axis=1, kind="stable")
+    top1 = int((order[:, 0] == labels).sum())
+    top5 = int((order[:, :5] == labels[:, None]).sum())
+    counts = correct_counts(torch.from_numpy(logits), torch.from_numpy(labels))
+    assert counts.tolist() == [top1, top5]
+    assert top1 == int((torch.from_numpy(logits).argmax(dim=1).numpy() == labels).sum())
+
+
+def test_a_label_without_a_number_for_a_logit_is_wrong():
+    logits = torch.tensor([[math.nan, 1.0], [math.nan, 1.0], [2.0, 1.0]])
+    assert correct_counts(logits, torch.tensor([0, 1, 0])).tolist() == [1, 3]

@@ -101,3 +101,15 @@ def test_hyper_parameters_that_pytorch_refuses_are_told_in_its_words(tmp_path):
         f"{path}: 'optimizer.state_dict.param_groups[0]' is refused by PyTorch: Invalid beta parameter at index 1: "
         "1.5; start with a fresh optimizer"
     )
+
+
+def test_what_a_scheduler_left_in_a_group_is_a_number_without_the_scheduler_too(tmp_path):
+    model, optimizer = made("SGD")
+    optimizer.param_groups[0]["initial_lr"] = "x"
+    path = save_checkpoint(0, "net", model, optimizer, dir=tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        restore_optimizer(model, read_checkpoint(path))
+    assert str(caught.value) == (
+        f"{path}: 'optimizer.state_dict.param_groups[0].initial_lr' must be a finite number from 0, got str 'x'; "
+        "start with a fresh optimizer"
+    )

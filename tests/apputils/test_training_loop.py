@@ -107,14 +107,30 @@ def test_an_evaluation_has_no_parts_of_the_loss(tiny_cnn, tiny_loader):
     assert seen[-1].read_parts() == {}
 
 
+@pytest.mark.parametrize("check_every", [1, 100])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_training(tiny_cnn, tiny_loader, optimizer, value):
+def test_a_loss_that_is_not_finite_from_the_start_is_not_blamed_on_the_learning_rate(
+    tiny_cnn, tiny_loader, optimizer, value, check_every
+):
     with torch.no_grad():
         tiny_cnn.fc.bias.fill_(value)
-    with pytest.raises(
-        DivergenceError, match=r"epoch 2, mini-batch 0: the training loss is nan; training stops here"
-    ):
+    with pytest.raises(DivergenceError) as error:
+        train_epoch(
+            tiny_cnn, tiny_loader, optimizer, CompressionScheduler(tiny_cnn), 2, check_every=check_every
+        )
+    assert str(error.value) == (
+        "epoch 2, mini-batch 0: the training loss is nan before the epoch's first step: the images, the weights or "
+        "the model's output are not finite from its start; training stops here"
+    )
+
+
+def test_a_loss_that_is_no_longer_finite_stops_training(tiny_cnn, tiny_loader):
+    optimizer = torch.optim.SGD(tiny_cnn.parameters(), lr=1e38)
+    with pytest.raises(DivergenceError) as error:
         train_epoch(tiny_cnn, tiny_loader, optimizer, CompressionScheduler(tiny_cnn), 2, check_every=1)
+    assert str(error.value) == (
+        "epoch 2, mini-batch 1: the training loss is nan; training stops here; try a lower learning rate"
+    )
 
 
 def test_evaluation_leaves_the_model_as_it_was(tiny_cnn, tiny_loader):

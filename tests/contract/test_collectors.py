@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import copy
+import csv
 import importlib
 import json
 import pkgutil
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from torch import Tensor, nn
 
 from distiller import atomic_file, data_loggers, interfaces
+from distiller.data_loggers.activation_stats import (
+    RecordsActivationStatsCollector,
+    SummaryActivationStatsCollector,
+    percent_of_zeros,
+)
 from distiller.data_loggers.collector import ActivationCollector, collector_context
 from distiller.data_loggers.quant_stats import QuantCalibrationStatsCollector
 from distiller.errors import DistillerError, UnknownNameError, UsageError
@@ -47,9 +56,63 @@ def two_passes(collector: Any, feed: Callable[[], None]) -> None:
     collector.stop_second_pass()
 
 
-# How each collector is made, and fed within `with collector:`.
-COLLECTORS: dict[type[Any], tuple[Callable[[nn.Module], Any], Callable[..., None]]] = {
-    QuantCalibrationStatsCollector: (QuantCalibrationStatsCollector, two_passes),
+def one_pass(collector: Any, feed: Callable[[], None]) -> None:
+    feed()
+
+
+def read_summary(path: Path) -> dict[str, float]:
+    header, row = csv.reader(path.read_text().splitlines())
+    return dict(zip(header, map(float, row), strict=True))
+
+
+def read_records(path: Path) -> dict[str, dict[str, list[Any]]]:
+    value: dict[str, dict[str, list[Any]]] = {}
+    for row in csv.DictReader(path.read_text().splitlines()):
+        of_layer = value.setdefault(row.pop("layer"), {name: [] for name in row if name != "layer"})
+        for name, cell in row.items():
+            of_layer[name].append(cell if name == "shape" else float(cell))
+    return value
+
+
+@dataclass(frozen=True)
+class Row:
+    """How a collector is made, fed within `with collector:`, and held to what the modules put out.
+
+    `told` takes a number out of the value of a module; `true` finds the same of all its outputs. `read` is
+    what a file of the collector's says its value is.
+    """
+
+    make: Callable[[nn.Module], Any]
+    feed: Callable[..., None]
+    told: Callable[[Any], float]
+    true: Callable[[list[Tensor]], float]
+    read: Callable[[Path], Any]
+
+
+COLLECTORS: dict[type[Any], Row] = {
+    QuantCalibrationStatsCollector: Row(
+        QuantCalibrationStatsCollector,
+        two_passes,
+        told=lambda value: value["output"]["total_numel"],
+        true=lambda outputs: sum(output.numel() for output in outputs),
+        read=lambda path: yaml.safe_load(path.read_text()),
+    ),
+    SummaryActivationStatsCollector: Row(
+        lambda model: SummaryActivationStatsCollector(model, "sparsity_ofm", percent_of_zeros, classes=None),
+        one_pass,
+        told=lambda value: value,
+        true=lambda outputs: 100 * np.mean(torch.cat([output.flatten() for output in outputs]).numpy() == 0),
+        read=read_summary,
+    ),
+    RecordsActivationStatsCollector: Row(
+        lambda model: RecordsActivationStatsCollector(model, classes=None),
+        one_pass,
+        told=lambda value: sum(value["l2"]),
+        true=lambda outputs: sum(
+            np.linalg.norm(sample) for output in outputs for sample in output.flatten(1)
+        ),
+        read=read_records,
+    ),
 }
 
 
@@ -90,10 +153,9 @@ def feed(model: nn.Module, batch_size: int = 4) -> Callable[[], None]:
 
 def collected(kind: Any, model: nn.Module, batch_size: int = 4) -> Any:
     """A collector of this kind that has seen all images and is detached."""
-    make, drive = COLLECTORS[kind]
-    collector = make(model)
+    collector = COLLECTORS[kind].make(model)
     with collector:
-        drive(collector, feed(model, batch_size))
+        COLLECTORS[kind].feed(collector, feed(model, batch_size))
     return collector
 
 
@@ -103,14 +165,16 @@ def hooks(model: nn.Module) -> list[Any]:
 
 
 def numbers(value: Any, place: str = "") -> dict[str, float]:
-    """The numbers in nested data by their places; without shapes, which are text."""
+    """The numbers in nested data by their places, lists in order of size; without shapes, which are text."""
+    if isinstance(value, list):
+        value = dict(enumerate(sorted(value)))
     if isinstance(value, dict):
         return {k: v for key, item in value.items() for k, v in numbers(item, f"{place}.{key}").items()}
     return {} if isinstance(value, str) else {place: value}
 
 
 def test_it_keeps_the_interface(kind, model) -> None:
-    assert isinstance(COLLECTORS[kind][0](model), interfaces.Collector)
+    assert isinstance(COLLECTORS[kind].make(model), interfaces.Collector)
 
 
 def test_detached_it_leaves_no_hooks_and_the_model_as_it_was(kind, model) -> None:
@@ -123,7 +187,7 @@ def test_detached_it_leaves_no_hooks_and_the_model_as_it_was(kind, model) -> Non
 
 
 def test_an_error_in_the_block_detaches_it(kind, model) -> None:
-    collector = COLLECTORS[kind][0](model)
+    collector = COLLECTORS[kind].make(model)
     for context in (collector, collector_context(collector)):
         with pytest.raises(RuntimeError), context:
             assert hooks(model) != []
@@ -132,13 +196,13 @@ def test_an_error_in_the_block_detaches_it(kind, model) -> None:
 
 
 def test_a_name_that_matches_nothing_attaches_nothing(kind, model) -> None:
-    with pytest.raises(UnknownNameError), collector_context(COLLECTORS[kind][0](model), ["cnov"]):
+    with pytest.raises(UnknownNameError), collector_context(COLLECTORS[kind].make(model), ["cnov"]):
         pass
     assert hooks(model) == []
 
 
 def test_it_is_attached_once_at_a_time(kind, model) -> None:
-    collector = COLLECTORS[kind][0](model)
+    collector = COLLECTORS[kind].make(model)
     with collector:
         attached = len(hooks(model))
         with pytest.raises(UsageError):
@@ -155,15 +219,32 @@ def test_what_it_saw_stays_until_it_is_reset_and_it_works_again_then(kind, model
     collector.reset()
     assert collector.value() == {}
     with collector:
-        COLLECTORS[kind][1](collector, feed(model))
+        COLLECTORS[kind].feed(collector, feed(model))
     assert collector.value() == first
 
 
 def test_the_model_computes_the_same_while_it_is_attached(kind, model) -> None:
     with torch.no_grad():
         expected = model(IMAGES)
-        with COLLECTORS[kind][0](model):
+        with COLLECTORS[kind].make(model):
             assert torch.equal(model(IMAGES), expected)
+
+
+def test_training_goes_on_as_without_it_bit_for_bit(kind) -> None:
+    def trained(is_attached: bool) -> list[Tensor]:
+        model = Net(inplace=True).train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        torch.manual_seed(7)
+        with COLLECTORS[kind].make(model) if is_attached else nullcontext():
+            for batch in IMAGES.split(4):
+                loss = model(nn.functional.dropout(batch, 0.2)).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        return [*model.state_dict().values(), torch.get_rng_state()]
+
+    pairs = zip(trained(is_attached=True), trained(is_attached=False), strict=True)
+    assert all(torch.equal(with_it, without) for with_it, without in pairs)
 
 
 def test_its_value_is_plain_data_by_canonical_name(kind, model) -> None:
@@ -187,23 +268,24 @@ def test_an_operation_in_place_changes_none_of_its_numbers(kind, model) -> None:
 
 
 def test_a_module_that_is_called_twice_is_one_that_saw_all_of_it(kind, model) -> None:
-    seen: dict[str, int] = dict.fromkeys(("conv", "act", "fc"), 0)
-    for name in seen:
-        module = model.get_submodule(name)
-        module.register_forward_hook(
-            lambda _module, _args, output, name=name: seen.update({name: seen[name] + output.numel()})  # pyright: ignore
+    outputs: dict[str, list[Tensor]] = {name: [] for name in ("conv", SHARED, "fc")}
+    for name, seen in outputs.items():
+        model.get_submodule(name).register_forward_hook(
+            lambda _module, _args, output, seen=seen: seen.append(output)  # pyright: ignore
         )
     feed(model)()
-    value = collected(kind, Net().eval()).value()
-    assert {name: value[name]["output"]["total_numel"] for name in seen} == seen
-    assert seen[SHARED] == seen["conv"] + seen["fc"]
+    row, value = COLLECTORS[kind], collected(kind, Net().eval()).value()
+    assert len(outputs[SHARED]) == len(outputs["conv"]) + len(outputs["fc"])
+    assert {name: row.told(value[name]) for name in outputs} == pytest.approx(
+        {name: row.true(seen) for name, seen in outputs.items()}
+    )
 
 
 def test_it_saves_what_its_value_is(kind, model, tmp_path) -> None:
     collector = collected(kind, model)
     path = collector.save(tmp_path / "collected")
     assert list(tmp_path.iterdir()) == [path]
-    assert yaml.safe_load(path.read_text()) == collector.value()
+    assert COLLECTORS[kind].read(path) == collector.value()
 
 
 def test_a_save_that_fails_leaves_the_old_file_whole_and_nothing_else(

@@ -1,5 +1,6 @@
 import logging
 
+import numpy as np
 import pandas as pd
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -36,6 +37,12 @@ def log_every_event(logger: Logger) -> None:
     logger.log_validation(2, loss=0.301, top1=91.25, top5=99.5)
     logger.log_weight_sparsity(2, {"conv1.weight": 0.25, "fc.weight": 0.5}, total=0.4)
     logger.log_kernel_sparsity(2, {"conv1.weight": 0.125})
+    logger.log_parameter_histograms(
+        2, {"conv1.weight": np.array([[1.0, 2.0], [2.0, np.inf]]), "none": np.ones(0)}
+    )
+    logger.log_activation_statistics(
+        2, "valid", {"sparsity_ofm": {"relu1": 50.0, "relu2": 25.0}, "l1_channels": {"relu1": [1.0, 2.0]}}
+    )
     logger.log_epoch(record(2))
     logger.close()
 
@@ -57,7 +64,22 @@ def test_python_logger_writes_distillers_lines(log, caplog):
         ("DEBUG", "Sparsity of conv1.weight: 25.00"),
         ("DEBUG", "Sparsity of fc.weight: 50.00"),
         ("INFO", "Total sparsity: 40.00"),
+        (
+            "INFO",
+            "Activations (valid, epoch 2; means over channels):\n"
+            "+---------+----------------+---------------+\n"
+            "| Layer   |   sparsity_ofm |   l1_channels |\n"
+            "|---------+----------------+---------------|\n"
+            "| relu1   |         50.000 |         1.500 |\n"
+            "| relu2   |         25.000 |               |\n"
+            "+---------+----------------+---------------+",
+        ),
     ]
+
+
+def test_a_layer_without_channels_to_average_has_an_empty_cell(log, caplog):
+    PythonLogger(log).log_activation_statistics(0, "test", {"l1_channels": {"relu": []}})
+    assert caplog.records[0].getMessage().splitlines()[-2] == "| relu    |               |"
 
 
 def test_result_line_rounds_to_three_places():
@@ -93,7 +115,36 @@ def test_tensorboard_logger_writes_distillers_tags_and_steps(tmp_path):
         "sparsity/weights/fc.weight": [(2, 50.0)],
         "sparsity/weights/total": [(2, 40.0)],
         "sparsity-2D/weights/conv1.weight": [(2, 12.5)],
+        "sparsity_ofm/activations/valid/relu1": [(2, 50.0)],
+        "sparsity_ofm/activations/valid/relu2": [(2, 25.0)],
     }
+    histograms = {
+        tag: [(e.step, e.histogram_value.num, e.histogram_value.sum) for e in events.Histograms(tag)]
+        for tag in events.Tags()["histograms"]
+    }
+    assert histograms == {
+        "conv1/weight": [(2, 3, 5.0)],  # without the infinite one
+        "l1_channels/activations/valid/relu1": [(2, 2, 3.0)],
+    }
+
+
+def test_a_parameter_has_a_histogram_for_each_epoch(tmp_path):
+    """Distiller numbered them by the mini-batches of the epoch: each epoch overwrote the one before."""
+    logger = TensorBoardLogger(tmp_path)
+    for epoch in range(3):
+        logger.log_parameter_histograms(epoch, {"fc.weight": np.full((2, 3), float(epoch))})
+    logger.close()
+    events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0}).Reload()
+    found = events.Histograms("fc/weight")
+    assert [(event.step, event.histogram_value.sum) for event in found] == [(0, 0.0), (1, 6.0), (2, 12.0)]
+
+
+def test_a_histogram_has_200_bins_as_in_distiller(tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    logger.log_parameter_histograms(0, {"fc.weight": np.linspace(0, 1, 10_000)})
+    logger.close()
+    (event,) = EventAccumulator(str(tmp_path)).Reload().Histograms("fc/weight")
+    assert sum(count > 0 for count in event.histogram_value.bucket) == 200
 
 
 def test_tensorboard_has_a_finished_epoch_on_disk_before_it_is_closed(tmp_path):

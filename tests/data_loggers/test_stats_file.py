@@ -83,6 +83,10 @@ def changed(path: tuple, value: object) -> dict:
         (changed(("fc", "output", "b"), "wide"), "fc.output.b: a finite number wanted, got 'wide'"),
         (changed(("fc", "output", "b"), True), "fc.output.b: a finite number wanted, got True"),
         (changed(("fc", "output", "mean"), float("nan")), "fc.output.mean: a finite number wanted, got nan"),
+        (
+            changed(("fc", "output", "max"), 1e300),
+            "fc.output.max: a number of at most 1e+36 wanted, got 1e+300",
+        ),
         (changed(("fc", "inputs", 0, "min"), 3.0), "fc.inputs[0].min: larger than max, got 3.0 and 2"),
         (changed(("fc", "output", "std"), -1.0), "fc.output.std: is negative, got -1.0"),
         (
@@ -100,14 +104,23 @@ def test_malformed_statistics_are_refused_naming_layer_and_key(content, message)
 @pytest.mark.parametrize(
     "data, message",
     [
-        (b"", ": is empty; activation statistics wanted"),
-        (b"# only a comment\n", ": is empty; activation statistics wanted"),
+        (b"", ":1: is empty; activation statistics wanted"),
+        (b"# only a comment\n", ":1: is empty; activation statistics wanted"),
         (b"\x80\x02}q\x00.", ": is no text file; activation statistics in YAML wanted"),
-        (b"a\x00b", ": is no text file; activation statistics in YAML wanted"),
-        (b"conv1: {min: 1\nfc: 2]", ":2: is no YAML, expected ',' or '}', but got ':'"),
+        (b"a\x00b", ":1: is not YAML text: special characters are not allowed"),
+        (b"conv1: {min: 1\nfc: 2]", ":2: is not YAML: expected ',' or '}', but got ':'"),
         (b"just words", ": layers by name wanted, got 'just words'"),
         (b"version: 1\n", ": version: 'inputs' and 'output' wanted, got 1"),
-        (b"a: !!python/object/apply:os.getcwd []\n", ":1: is no YAML, "),
+        (b"a: !!python/object/apply:os.getcwd []\n", ":1: is not YAML: could not determine a constructor"),
+        (b"fc: 1\nfc: 2\n", ":2: duplicate key 'fc', first given in line 1; keep one"),
+        (b"fc: " + b"[" * 20_000, ":1: is not YAML: nested too deeply, or within itself"),
+        (
+            b"a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+            + b"".join(
+                b"a%d: &a%d [%s]\n" % (i, i, b", ".join([b"*a%d" % (i - 1)] * 10)) for i in range(1, 10)
+            ),
+            ":5: a4: more than 100,000 values up to here, with every alias (*name) written out",
+        ),
     ],
 )
 def test_files_that_hold_something_else_are_refused_naming_the_file(tmp_path, data, message):

@@ -138,8 +138,8 @@ QUANTIZE = TINY + "-e --qe -o out "
          "('convolution'); the statistics are of another model"),
         (lambda text: text.replace("avg_max", "average"), "s.yaml: conv1.inputs[0].avg_max: is missing"),
         (lambda text: "- 1\n", "s.yaml: layers by name wanted, got [1]"),
-        (lambda text: "a: [", "s.yaml:1: is no YAML"),
-        (lambda text: "", "s.yaml: is empty; activation statistics wanted"),
+        (lambda text: "a: [", "s.yaml:1: is not YAML: "),
+        (lambda text: "", "s.yaml:1: is empty; activation statistics wanted"),
         (lambda text: bytes(range(256)), "s.yaml: is no text file"),
         (lambda text: yaml.safe_dump({"conv1": yaml.safe_load(text)["conv1"]}), "s.yaml: "),
     ],
@@ -159,12 +159,12 @@ def test_statistics_that_are_not_there(program):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ("--qe-no-quant-layers fcc", "UnknownNameError: overrides: 'fcc' matches no layer of the model; "
+        ("--qe-no-quant-layers fcc", "UnknownNameError: --qe-no-quant-layers: 'fcc' matches no layer of the model; "
          "did you mean 'fc'?"),
-        ("--qe-no-clip-layers fc conv9", "UnknownNameError: overrides: 'conv9' matches no layer of the model"),
-        ("--qe-bits-wts 17", "QuantizationError: bits_weights: must be 2 to 16 bits"),
-        ("--qe-bits-accum 65", "QuantizationError: bits_accum: must be 2 to 64 bits"),
-        ("--qe-clip-acts n_std --qe-clip-n-stds -1", "QuantizationError: clip_n_stds: clip mode N_STD needs "),
+        ("--qe-clip-acts avg --qe-no-clip-layers fc conv9", "UnknownNameError: --qe-no-clip-layers: 'conv9' matches no layer of the model"),
+        ("--qe-bits-wts 17", "QuantizationError: --qe-bits-wts: must be 2 to 16 bits"),
+        ("--qe-bits-accum 65", "QuantizationError: --qe-bits-accum: must be 2 to 64 bits"),
+        ("--qe-clip-acts n_std --qe-clip-n-stds -1", "QuantizationError: --qe-clip-n-stds: clip mode N_STD needs "),
     ],
 )  # fmt: skip
 def test_quantization_flags_that_do_not_fit(program, flags, message):
@@ -176,14 +176,16 @@ def test_a_scale_of_too_many_bits_writes_nothing(program):
     assert err == "QuantizationError: --qe-scale-approx-bits: must be 1 to 31 bits, or null, got 99\n"
 
 
-def test_activations_that_are_not_finite_write_nothing(program, trained):
+def test_weights_that_are_not_finite_write_nothing(program, trained):
     checkpoint = load(trained)
-    checkpoint["state_dict"]["conv1.weight"].fill_(float("nan"))
+    checkpoint["state_dict"]["fc.bias"][:2] = float("nan")
     torch.save(checkpoint, program.folder / "nan.pth.tar")
-    for flags in ("--qe-calibration 0.1", "-e --qe"):
+    for flags in ("-e", "--epochs 9", "--qe-calibration 0.1", "-e --qe"):
         err = refused(program, TINY + f"{flags} -o out --resume-from nan.pth.tar")
-        assert err.startswith("StatsError: ")
-        assert "NaN or infinite values in the first pass; is the model trained?" in err
+        assert err == (
+            "CheckpointError: nan.pth.tar: fc.bias holds 2 NaN; "
+            "give a checkpoint from before the training diverged\n"
+        )
 
 
 @pytest.mark.parametrize(
@@ -218,8 +220,7 @@ def test_a_configuration_of_quantization_that_does_not_fit(program, content, mes
         ("--dataset mine:f --arch lenet5", "UnknownNameError: data set function 'mine.f' cannot be imported: "),
         ("--dataset os:getcwd --arch lenet5", "DatasetError: os:getcwd: failed with TypeError: "),
         ("--dataset os:sep --arch lenet5", "UnknownNameError: data set function 'os.sep' is "),
-        ("--dataset digits --arch lenet5 nowhere", "DatasetError: digits: nowhere: no such folder; leave DATASET_DIR out, "
-         "digits needs none\n"),
+        ("--dataset digits --arch lenet5 nowhere", "UsageError: digits needs no DATASET_DIR; nowhere is not read, leave it out\n"),
     ],
 )  # fmt: skip
 def test_data_that_are_not_there(program, flags, message):
@@ -269,6 +270,7 @@ def test_every_job_looks_for_its_data_before_it_writes(program, job):
         ("--arch lenet55", "UnknownNameError: arch: unknown architecture 'lenet55'; did you mean 'lenet5'?\n"),
         ("--arch nets:Tinny", "UnknownNameError: architecture 'nets.Tinny' cannot be imported: "),
         ("--arch nowhere.nets:Tiny", "UnknownNameError: architecture 'nowhere.nets.Tiny' cannot be imported: "),
+        ("--arch :x", "UsageError: arch: a function is given as package.module:function, got ':x'\n"),
         ("--arch lenet5 --pretrained", "UsageError: pretrained: no trained weights are offered for 'lenet5'; "),
         ("--arch lenet5 --gpus 9", "UsageError: --gpus: no GPU 9; this machine has "),
         ("--arch lenet5 --gpus one", "UsageError: --gpus: must be comma-separated numbers, got 'one'\n"),
@@ -311,7 +313,7 @@ def test_an_output_folder_that_cannot_be_written(program, job, folder, reason):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ("--greedy", "--greedy: greedy pruning is not available in this version"),
+        ("--thinnify", "--thinnify: thinning is not available in this version"),
         ("--epochs 0", "argument --epochs: must be a whole number from 1, got '0'"),
         ("--frobnicate", "unrecognized arguments: --frobnicate"),
         ("-e -o ''", "argument -o/--out-dir: must not be empty"),

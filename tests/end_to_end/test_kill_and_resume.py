@@ -61,6 +61,22 @@ policies:
     ending_epoch: 5
     frequency: 1
 """,
+    "lottery tickets": """
+pruners:
+  p: {class: SparsityLevelParameterPruner, levels: {conv2.weight: 0.3, fc.weight: 0.3}}
+extensions:
+  to_the_start: {class: WeightRewinder}
+  late: {class: WeightRewinder, late: true}
+policies:
+  - pruner: {instance_name: p}
+    epochs: [1]
+  - pruner: {instance_name: p, args: {levels: {conv2.weight: 0.5, fc.weight: 0.5}}}
+    epochs: [4]
+  - extension: {instance_name: to_the_start}
+    epochs: [1]
+  - extension: {instance_name: late}
+    epochs: [2, 4]
+""",
 }
 OPTIMIZERS = {"sgd": "--lr 0.05", "adam": "--optimizer adam --lr 0.003"}
 EPOCHS = 5

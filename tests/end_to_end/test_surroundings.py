@@ -17,13 +17,13 @@ from tests.end_to_end.conftest import NETS, TINY
 from tests.end_to_end.program import Done, differences, load
 
 
-def interrupted(program, command: str, at: str) -> Done:
-    """Run, and interrupt as the keyboard does once `at` is printed."""
+def interrupted(program, command: str, at: str, by=signal.SIGINT) -> Done:
+    """Run, and interrupt as the keyboard does, or end as `kill` does, once `at` is printed."""
     running = program.start(command)
     running.wait_for(at)
-    running.signal(signal.SIGINT)
+    running.signal(by)
     done = running.wait()
-    assert done.status == 130
+    assert done.status == 128 + by
     assert "Traceback" not in done.out
     return done
 
@@ -36,6 +36,14 @@ def test_an_interrupt_ends_a_training_with_one_line_and_a_checkpoint_that_resume
     assert not any(file.endswith(".part") for file in program.names(left.parent))
     again = TINY + f"--epochs {load(left)['epoch'] + 2} --etrs 0.1"
     program.run(again, *shlex.split(done.err.partition("go on with ")[2])).succeeded()
+
+
+def test_a_terminated_training_tells_how_to_go_on_too(program):
+    done = interrupted(
+        program, TINY + "--epochs 1000 --etrs 0.1 -o out", "Saved checkpoint to", signal.SIGTERM
+    )
+    left = program.latest("out") / "checkpoint.pth.tar"
+    assert done.err == f"interrupted; go on with --resume-from {left}\n"
 
 
 def test_an_interrupt_before_the_first_checkpoint_names_none(program):

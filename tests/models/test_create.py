@@ -39,6 +39,9 @@ def user_package(tmp_path, monkeypatch):
 
             def wrong():
                 return 42
+
+            def leaving():
+                raise SystemExit(0)
             """
         )
     )
@@ -198,9 +201,20 @@ def test_a_dotted_path_is_called_with_what_it_takes():
             UsageError,
             "arch: 'some_users_nets.small:wrong' must return a torch.nn.Module, got int",
         ),
+        (
+            "some_users_nets.small:leaving",
+            UsageError,
+            "arch: 'some_users_nets.small:leaving': failed with SystemExit: 0 (",
+        ),
     ],
 )
 def test_a_dotted_path_that_gives_no_model_is_refused(arch, error, message):
     with pytest.raises(error) as caught:
         create_model(False, "mnist", arch)
     assert message in str(caught.value)
+
+
+def test_a_model_without_a_name_is_refused():
+    with pytest.raises(UsageError) as caught:
+        create_model(False, "digits", None)
+    assert str(caught.value) == "arch: must be the name of an architecture, got NoneType"

@@ -76,3 +76,15 @@ def test_the_ratio_is_checked(n, m):
     with pytest.raises(DistillerError) as error:
         NMPruner("nm", "weight", n, m)
     assert str(error.value) == f"needs 1 <= n <= m, got n {n} and m {m}"
+
+
+def test_a_group_longer_than_the_channels_is_all_of_them_and_takes_no_memory_of_its_own():
+    weight = torch.tensor([[0.1, -0.4, 0.3]])
+    assert n_to_m_mask(weight, 2, 2**16).tolist() == [[0, 1, 1]]
+
+
+@pytest.mark.parametrize("m", [2**16 + 1, 10**9])
+def test_a_group_that_no_layer_has_is_refused(m):
+    with pytest.raises(DistillerError) as error:
+        NMPruner("nm", "weight", 2, m)
+    assert str(error.value) == f"m must be at most 65536, got {m}; sparse tensor cores want n 2, m 4"

@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import nn
 
-from distiller.errors import GraphTraceError, QuantizationError, StatsError, UnknownNameError
+from distiller.errors import GraphTraceError, QuantizationError, StatsError, UnknownNameError, UsageError
 from distiller.quantization.post_train import PostTrainLinearQuantizer
 from tests.quantization.networks import quantized
 
@@ -28,6 +28,12 @@ from tests.quantization.networks import quantized
             "bits_weights: must be 2 to 16 bits, or 0 or null for none, got 1",
         ),
         ({"bits_accum": 65}, QuantizationError, "bits_accum: must be 2 to 64 bits, got 65"),
+        ({"per_channel_wts": "x"}, QuantizationError, "per_channel_wts: must be true or false, got 'x'"),
+        (
+            {"model_activation_stats": 5},
+            UsageError,
+            "activation statistics: must be a YAML file or its content, got int",
+        ),
         (
             {"mode": "ASYM"},
             QuantizationError,
@@ -163,3 +169,12 @@ def test_a_model_that_cannot_be_traced_says_who_asked() -> None:
 
     with pytest.raises(GraphTraceError, match="post-training quantization"):
         PostTrainLinearQuantizer(Net(), bits_activations=None).prepare_model(torch.randn(1, 3))
+
+
+@pytest.mark.parametrize("model", [5, None])
+def test_a_model_that_is_none_is_refused(model) -> None:
+    with pytest.raises(UsageError) as caught:
+        PostTrainLinearQuantizer(model)
+    assert str(caught.value) == (
+        f"PostTrainLinearQuantizer: model: must be a torch.nn.Module, got {type(model).__name__}"
+    )

@@ -20,7 +20,7 @@ from distiller.errors import ScheduleError
 from distiller.models import create_model
 from distiller.schedule_shape import SECTION_OF
 from distiller.schedule_yaml import parse_document
-from tests.schedules.test_shipped_schedules import ROOT, SCHEDULES, command
+from tests.schedules.test_shipped_schedules import SHIPPED, flags, named
 
 JUNK = (None, True, -1, 0.5, math.nan, 10**17, "x", "", [], [-1], ["x"], {}, {"x": 1}, {1: 2},
         datetime.date(2024, 1, 2))  # fmt: skip
@@ -119,11 +119,9 @@ def refusals(schedule: dict) -> list[ScheduleError]:
     return found
 
 
-@pytest.mark.parametrize("path", SCHEDULES, ids=lambda path: str(path.relative_to(ROOT / "schedules")))
-def test_a_damaged_schedule_works_or_is_refused(path):
-    if command(path).arch != "lenet5":
-        pytest.skip("a schedule of another model than the one that is damaged here")
-    for schedule in alone(yaml.safe_load(path.read_text(encoding="utf-8"))):
+@pytest.mark.parametrize("shipped", [s for s in SHIPPED if flags(s).arch == "lenet5"], ids=named)
+def test_a_damaged_schedule_works_or_is_refused(shipped):
+    for schedule in alone(shipped.data):
         assert refusals(schedule)
 
 

@@ -163,7 +163,7 @@ def test_a_binary_log_is_refused(tmp_path):
     assert str(error.value) == f"{tmp_path / 'sensitivity.csv'}: not a CSV file, got binary data; {REMEDY}"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000])
 def test_damaged_settings_are_refused(tmp_path, content):
     (tmp_path / "sensitivity.json").write_bytes(content)
 

@@ -1,0 +1,211 @@
+"""The headers of the schedules under schedules/, and their index, written from the results that are kept.
+
+A header says "Measured (`make ...`; docs/results/MODEL_DATASET/NAME.json)"; what follows is written from
+that file. Knows nothing about how results come about.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+INDEX = ROOT / "schedules" / "README.md"
+MADE_BY = "make results-schedules"
+SECTIONS = {"pruner": "pruners", "regularizer": "regularizers", "extension": "extensions"}
+"""The words of policies, with their sections."""
+INTRODUCTION = """\
+<!-- Written by `python -m docs.measure_schedules --headers`: edit the schedules instead. -->
+# Schedules
+
+Each file opens with its purpose, its command and what was measured with it: top-1 of the 10,000 test images
+of Fashion-MNIST, one run and one seed each. `make results-schedules` measures them anew; on another machine
+the numbers come out a little different. The networks are small and the trainings short: the 95 % intervals in
+the headers are 1.2 percentage points wide, so that differences of a few tenths mean nothing, and a pruned
+network may be better than the dense one because it was trained for longer.
+
+How to write a schedule of your own is in [docs/schedules.md](../docs/schedules.md), what each class does in
+[docs/reference](../docs/reference/README.md).
+
+"""
+_HEADINGS = (
+    "| schedule | what it does | classes | dense | result | sparsity of the weights | structures |",
+    "|---|---|---|---|---|---|---|",
+)
+_WIDTH = 110
+_MOST_LISTED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """A schedule under `schedules/`, and what its header says.
+
+    Attributes:
+        path: the file.
+        text: what is in it.
+    """
+
+    path: Path
+    text: str
+
+    @property
+    def header(self) -> str:
+        """The comment that the file opens with, without the marks."""
+        lines = self.text.splitlines()
+        end = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+        return "\n".join(line[1:].strip() for line in lines[:end])
+
+    @property
+    def flags(self) -> list[str]:
+        """The flags of the one command in the header."""
+        joined = self.header.replace("\\\n", " ")
+        (line,) = re.findall(r"^python compress_classifier\.py (.*)$", joined, re.MULTILINE)
+        return shlex.split(line)
+
+    @property
+    def results(self) -> Path | None:
+        """The results that the header is written from; None when there are none."""
+        found = re.findall(r"^Measured \(`[^`]+`; (docs/results/\S+\.json)\)", self.header, re.MULTILINE)
+        return ROOT / found[0] if found else None
+
+    @property
+    def is_ours_to_run(self) -> bool:
+        """Whether this script measures it; others are measured by other targets of the Makefile."""
+        return f"Measured (`{MADE_BY}`;" in self.header
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The YAML."""
+        return yaml.safe_load(self.text)
+
+
+def shipped() -> list[Shipped]:
+    """All schedules, the dense baselines first."""
+    paths = sorted(
+        (ROOT / "schedules").rglob("*.yaml"), key=lambda path: ("baseline" not in str(path), str(path))
+    )
+    return [Shipped(path, path.read_text(encoding="utf-8")) for path in paths]
+
+
+def measured_block(schedule: Shipped) -> str:
+    """The part of the header that is written from the results, down to the next empty line."""
+    assert schedule.results is not None
+    card = json.loads(schedule.results.read_text(encoding="utf-8"))
+    measured, dense = card["measured"], _dense_figures(schedule.results, card)
+    (opening,) = re.findall(r"^# Measured \(.*?\)", schedule.text, re.MULTILINE)
+    images = f"on the {measured['n']:,} test images:"
+    lines = [
+        f"{opening}, {images}" if len(opening) + len(images) + 2 <= _WIDTH else f"{opening},\n# {images}"
+    ]
+    if dense is None:
+        lines.append(f"#   {_accuracy(measured)}")
+        return "\n".join(lines) + "\n"
+    entries = card.get("structures", [])
+    is_pruned = measured["weight_sparsity"] >= 0.01 or any(entry["count"] for entry in entries)
+    lines += [
+        f"#   dense     {_accuracy(dense)}",
+        f"#   {'pruned' if is_pruned else 'trained':9} {_accuracy(measured)}",
+    ]
+    if is_pruned:
+        lines += [
+            f"#   sparsity of the weights {100 * measured['weight_sparsity']:.2f} %, "
+            f"{measured['nonzeros']:,} non-zero parameters of {measured['parameters']:,};",
+            f"#   stored sparse {measured['bytes_sparse']:,} bytes of {measured['bytes_dense']:,}; "
+            "latency unchanged (zeros are multiplied)",
+        ]
+    for text in _structure_lines(entries):
+        lines += textwrap.wrap(text, _WIDTH, initial_indent="#   ", subsequent_indent="#     ")
+    return "\n".join(lines) + "\n"
+
+
+def with_block(schedule: Shipped) -> str:
+    """The schedule's text with its header as the results are now."""
+    block = re.compile(r"^# Measured \(.*?(?=^#$|^[^#]|^$)", re.MULTILINE | re.DOTALL)
+    return block.sub(lambda _: measured_block(schedule), schedule.text, count=1)
+
+
+def index() -> str:
+    """schedules/README.md: one row a schedule, with what was measured."""
+    rows = []
+    for schedule in shipped():
+        path = schedule.path.relative_to(ROOT / "schedules").as_posix()
+        title = schedule.header.splitlines()[0].rstrip(".")
+        cells = ["", "", "not measured here", ""]
+        if schedule.results is not None and schedule.results.exists():
+            card = json.loads(schedule.results.read_text(encoding="utf-8"))
+            measured, dense = card["measured"], _dense_figures(schedule.results, card)
+            cells = [
+                "" if dense is None else f"{dense['top1_percent']:.2f} %",
+                f"{measured['top1_percent']:.2f} %",
+                f"{100 * measured['weight_sparsity']:.2f} %",
+                "; ".join(_structure_totals(card.get("structures", []))),
+            ]
+        elif "Measured (`make demo`" in schedule.header:
+            cells[2] = "see its header"
+        classes = ", ".join(f"`{name}`" for name in classes_of(schedule.data))
+        rows.append(f"| [{path}]({path}) | {title} | {classes} | " + " | ".join(cells) + " |")
+    return INTRODUCTION + "\n".join([*_HEADINGS, *rows]) + "\n"
+
+
+def classes_of(data: Mapping[str, Any]) -> list[str]:
+    """The classes of the components that policies use, learning rates aside, in the order of the file."""
+    used = {
+        policy[word]["instance_name"] for policy in data["policies"] for word in SECTIONS if word in policy
+    }
+    return list(
+        dict.fromkeys(
+            component["class"]
+            for section in SECTIONS.values()
+            for name, component in (data.get(section) or {}).items()
+            if name in used
+        )
+    )
+
+
+def _structure_lines(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """One line a kind: how many in all, and where."""
+    for kind, of_kind in _by_kind(entries).items():
+        if 1 < len(of_kind) <= _MOST_LISTED:
+            where = "; " + ", ".join(f"{e['weight']} {e['count']:,} of {e['of']:,}" for e in of_kind)
+        else:
+            where = f" in {of_kind[0]['weight'] if len(of_kind) == 1 else f'{len(of_kind)} parameters'}"
+        yield _total(kind, of_kind) + where
+
+
+def _structure_totals(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [_total(kind, of_kind) for kind, of_kind in _by_kind(entries).items()]
+
+
+def _by_kind(entries: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    kinds = dict.fromkeys(entry["kind"] for entry in entries)
+    return {kind: [entry for entry in entries if entry["kind"] == kind] for kind in kinds}
+
+
+def _total(kind: str, entries: Sequence[Mapping[str, Any]]) -> str:
+    count, total = (sum(entry[key] for entry in entries) for key in ("count", "of"))
+    return f"{kind}: {count:,} of {total:,} = {100 * count / total:.2f} %"
+
+
+def _dense_figures(results: Path, card: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Of the dense network: what the run knew of it, or the baseline's results; None for a baseline."""
+    if results.stem == "dense":
+        return None
+    if card["reference"] is not None:
+        return card["reference"]
+    return json.loads((results.parent / "dense.json").read_text(encoding="utf-8"))["measured"]
+
+
+def _accuracy(figures: Mapping[str, Any]) -> str:
+    low, high = figures["top1_interval_95_percent"]
+    return (
+        f"{figures['top1_correct']:,}/{figures['n']:,} = {figures['top1_percent']:.2f} %, "
+        f"{low:.2f} to {high:.2f} %"
+    )
