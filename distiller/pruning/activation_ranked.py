@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -24,8 +23,8 @@ from distiller.pruning.activation_statistics import (
     sums_per_channel,
     zeros_per_channel,
 )
-from distiller.pruning.schedule import ConstantSparsity, GradualSparsity, SparsitySchedule
-from distiller.pruning.scored_filters import ScoredFilterPruner
+from distiller.pruning.schedule import SparsitySchedule
+from distiller.pruning.scored_filters import ConstantForm, GradualForm, ScoredFilterPruner
 from distiller.pruning.settings import naming
 from distiller.registry import PRUNERS
 
@@ -110,34 +109,12 @@ class _ActivationRankedFilterPruner(ScoredFilterPruner):
         return take
 
 
-class _ConstantActivationPruner(_ActivationRankedFilterPruner):
-    def __init__(
-        self,
-        name: str,
-        group_type: Literal["3D", "Filters"],
-        desired_sparsity: float,
-        weights: list[str] | str,
-        group_dependency: Literal["Leader"] | None = None,
-        model: nn.Module | None = None,
-    ) -> None:
-        super().__init__(
-            name, group_type, weights, ConstantSparsity(desired_sparsity), group_dependency, model
-        )
+class _ConstantActivationPruner(ConstantForm, _ActivationRankedFilterPruner):
+    """At one sparsity."""
 
 
-class _GradualActivationPruner(_ActivationRankedFilterPruner):
-    def __init__(
-        self,
-        name: str,
-        initial_sparsity: float,
-        final_sparsity: float,
-        group_type: Literal["3D", "Filters"],
-        weights: list[str] | str,
-        group_dependency: Literal["Leader"] | None = None,
-        model: nn.Module | None = None,
-    ) -> None:
-        sparsity = GradualSparsity(initial_sparsity, final_sparsity)
-        super().__init__(name, group_type, weights, sparsity, group_dependency, model)
+class _GradualActivationPruner(GradualForm, _ActivationRankedFilterPruner):
+    """At a sparsity that grows."""
 
 
 @PRUNERS.register

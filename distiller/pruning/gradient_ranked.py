@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,8 @@ from distiller.interfaces import StepContext
 from distiller.names import named_modules, named_parameters
 from distiller.pruning.criteria import widened
 from distiller.pruning.filter_gates import gate_parameters, graph_of_norms
-from distiller.pruning.schedule import ConstantSparsity, GradualSparsity, SparsitySchedule
-from distiller.pruning.scored_filters import ScoredFilterPruner
+from distiller.pruning.schedule import SparsitySchedule
+from distiller.pruning.scored_filters import ConstantForm, GradualForm, ScoredFilterPruner
 from distiller.pruning.settings import naming
 from distiller.registry import PRUNERS
 
@@ -137,34 +136,12 @@ class _GradientRankedFilterPruner(ScoredFilterPruner):
         return gates
 
 
-class _ConstantGradientPruner(_GradientRankedFilterPruner):
-    def __init__(
-        self,
-        name: str,
-        group_type: Literal["3D", "Filters"],
-        desired_sparsity: float,
-        weights: list[str] | str,
-        group_dependency: Literal["Leader"] | None = None,
-        model: nn.Module | None = None,
-    ) -> None:
-        super().__init__(
-            name, group_type, weights, ConstantSparsity(desired_sparsity), group_dependency, model
-        )
+class _ConstantGradientPruner(ConstantForm, _GradientRankedFilterPruner):
+    """At one sparsity."""
 
 
-class _GradualGradientPruner(_GradientRankedFilterPruner):
-    def __init__(
-        self,
-        name: str,
-        initial_sparsity: float,
-        final_sparsity: float,
-        group_type: Literal["3D", "Filters"],
-        weights: list[str] | str,
-        group_dependency: Literal["Leader"] | None = None,
-        model: nn.Module | None = None,
-    ) -> None:
-        sparsity = GradualSparsity(initial_sparsity, final_sparsity)
-        super().__init__(name, group_type, weights, sparsity, group_dependency, model)
+class _GradualGradientPruner(GradualForm, _GradientRankedFilterPruner):
+    """At a sparsity that grows."""
 
 
 @PRUNERS.register

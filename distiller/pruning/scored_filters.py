@@ -6,20 +6,20 @@ Knows nothing about what the scores are, when it is called or how masks are appl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distiller.errors import DistillerError
 from distiller.interfaces import DataDrivenPruner
 from distiller.pruning.activation_statistics import RunningMean
 from distiller.pruning.criteria import lowest, refuse_nan
 from distiller.pruning.ranking import number_to_prune
-from distiller.pruning.schedule import SparsitySchedule
+from distiller.pruning.schedule import ConstantSparsity, GradualSparsity, SparsitySchedule
 from distiller.pruning.structure_pruner import StructurePruner
 
-__all__ = ["ScoredFilterPruner", "filters_to_keep", "zeros_first"]
+__all__ = ["ConstantForm", "GradualForm", "ScoredFilterPruner", "filters_to_keep", "zeros_first"]
 
 
 def filters_to_keep(scores: Tensor, weights: Tensor, fraction: float) -> Tensor:
@@ -89,10 +89,12 @@ class ScoredFilterPruner(StructurePruner, DataDrivenPruner):
         weights: list[str] | str,
         sparsity: SparsitySchedule,
         group_dependency: str | None,
+        model: nn.Module | None = None,
     ) -> None:
         if group_type not in ("3D", "Filters"):
             raise DistillerError(f"group_type must be '3D' or 'Filters', got '{group_type}'")
         super().__init__(name, group_type, weights, sparsity, group_dependency)
+        self._model = model
         self._means: dict[str, RunningMean] = {}
 
     def reset(self) -> None:
@@ -132,3 +134,36 @@ class ScoredFilterPruner(StructurePruner, DataDrivenPruner):
     def _stay(self, param_name: str, param: Tensor, fraction: float) -> Tensor:
         scores = self.scores(param_name).to(param.device)
         return filters_to_keep(-scores if self.highest_go else scores, param, fraction)
+
+
+class ConstantForm(ScoredFilterPruner):
+    """The constructor of a pruner at one sparsity; stands before the pruner among its bases."""
+
+    def __init__(
+        self,
+        name: str,
+        group_type: Literal["3D", "Filters"],
+        desired_sparsity: float,
+        weights: list[str] | str,
+        group_dependency: Literal["Leader"] | None = None,
+        model: nn.Module | None = None,
+    ) -> None:
+        sparsity = ConstantSparsity(desired_sparsity)
+        super().__init__(name, group_type, weights, sparsity, group_dependency, model)
+
+
+class GradualForm(ScoredFilterPruner):
+    """The constructor of a pruner at a sparsity that grows; stands before the pruner among its bases."""
+
+    def __init__(
+        self,
+        name: str,
+        initial_sparsity: float,
+        final_sparsity: float,
+        group_type: Literal["3D", "Filters"],
+        weights: list[str] | str,
+        group_dependency: Literal["Leader"] | None = None,
+        model: nn.Module | None = None,
+    ) -> None:
+        sparsity = GradualSparsity(initial_sparsity, final_sparsity)
+        super().__init__(name, group_type, weights, sparsity, group_dependency, model)
