@@ -20,6 +20,7 @@ from distiller import (
     sensitivity,
 )
 from distiller.apputils.determinism import set_deterministic
+from distiller.channel_groups import ChannelGroup, ChannelGroups, find_channel_groups
 from distiller.config import config_component_from_file_by_class, dict_config, file_config
 from distiller.data_loggers.activation_channels import (
     activation_channels_apoz,
@@ -110,6 +111,8 @@ from distiller.tensor_stats import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "ChannelGroup",
+    "ChannelGroups",
     "CheckpointError",
     "CompressionScheduler",
     "DatasetError",
@@ -155,6 +158,7 @@ __all__ = [
     "dict_config",
     "export",
     "file_config",
+    "find_channel_groups",
     "get_dummy_input",
     "group_threshold_mask",
     "has_children",

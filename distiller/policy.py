@@ -117,7 +117,10 @@ class PruningPolicy(Policy):
                 "every step; it needs args: {use_double_copies: true, mask_on_forward_only: true}"
             )
         params = dict(named_parameters(model))
-        self.pruner.check({name: params[name].detach() for name in self.selected(model)})
+        selected = {name: params[name].detach() for name in self.selected(model)}
+        self.pruner.check(selected)
+        if self.args.fold_batchnorm:
+            self._folded(selected, model)
 
     def on_epoch_begin(self, ctx: StepContext) -> None:  # noqa: D102
         self._has_ranked = False
@@ -225,7 +228,8 @@ class PruningPolicy(Policy):
         for name, weight in params.items():
             norm = self._batch_norms.get(owner(name))
             if norm is not None and name.endswith(".weight"):
-                params[name] = weight * _batch_norm_gain(modules[norm]).view(-1, *[1] * (weight.dim() - 1))
+                gain = _batch_norm_gain(modules[norm], norm)
+                params[name] = weight * gain.view(-1, *[1] * (weight.dim() - 1))
         return params
 
     def _release(self, ctx: StepContext) -> None:
@@ -337,9 +341,13 @@ def _following_batch_norms(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def _batch_norm_gain(norm: nn.Module) -> Tensor:
+def _batch_norm_gain(norm: nn.Module, name: str) -> Tensor:
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
-    assert norm.running_var is not None
+    if norm.running_var is None:
+        raise DistillerError(
+            f"fold_batchnorm: '{name}' keeps no running statistics to fold; "
+            "make it with track_running_stats=True, or leave fold_batchnorm out"
+        )
     with torch.no_grad():
         gain = torch.rsqrt(norm.running_var + norm.eps)
         return gain * norm.weight if norm.weight is not None else gain

@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
-from distiller.errors import UnknownNameError, did_you_mean
+from distiller.errors import UnknownNameError, did_you_mean, users_code
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -72,10 +72,11 @@ def load_dotted(path: str, plugins: Collection[str], what: str) -> Callable[...,
             f"allow it with --plugin {package}"
         )
     module_name, _, attribute = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, SyntaxError) as error:
-        raise UnknownNameError(f"{what} '{path}' cannot be imported: {error}") from error
+    with users_code(f"{what} '{path}'", "; its module is imported", UnknownNameError):
+        try:
+            found = getattr(importlib.import_module(module_name), attribute)
+        except (ImportError, AttributeError, SyntaxError) as error:
+            raise UnknownNameError(f"{what} '{path}' cannot be imported: {error}") from error
     if not callable(found):
         raise UnknownNameError(
             f"{what} '{path}' is of type {type(found).__name__}; a class or function is wanted"

@@ -186,6 +186,17 @@ def test_fold_batchnorm_needs_the_shape_of_the_input():
         PruningPolicy(HalfPruner("0.weight"), {"fold_batchnorm": True}).on_epoch_begin(context(model))
 
 
+def test_fold_batchnorm_needs_running_statistics_and_says_so_before_training(tiny_cnn):
+    tiny_cnn.bn1 = nn.BatchNorm2d(tiny_cnn.bn1.num_features, track_running_stats=False)
+    policy = PruningPolicy(HalfPruner("conv1.weight"), {"fold_batchnorm": True})
+    with pytest.raises(DistillerError) as caught:
+        policy.check(tiny_cnn)
+    assert str(caught.value) == (
+        "fold_batchnorm: 'bn1' keeps no running statistics to fold; "
+        "make it with track_running_stats=True, or leave fold_batchnorm out"
+    )
+
+
 def test_a_policys_levels_stand_in_for_the_pruners_in_that_policy_only():
     """The pruner may serve several policies; a resumed run must not depend on which was asked last."""
     pruner = SparsityLevelParameterPruner("p", {"fc.weight": 0.25})

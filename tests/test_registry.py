@@ -31,6 +31,17 @@ def test_a_path_that_leads_to_no_class_is_refused(plugged, path, text):
     assert str(caught.value) == f"pruner class '{path}' {text}"
 
 
+def test_a_plugin_that_ends_the_program_when_it_is_imported_is_told(tmp_path, monkeypatch):
+    (tmp_path / "quitting.py").write_text("import sys\n\nsys.exit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UnknownNameError) as caught:
+        load_dotted("quitting.Pruner", ["quitting"], "pruner class")
+    assert str(caught.value) == (
+        "pruner class 'quitting.Pruner': failed with SystemExit: 3 "
+        f"({tmp_path / 'quitting.py'}:3); its module is imported"
+    )
+
+
 def test_a_path_into_a_plugin_is_followed(plugged):
     assert Registry("pruner").look_up("plugged.Kept", ["plugged"]) is dict
 
