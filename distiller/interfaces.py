@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distiller.errors import DistillerError
+from distiller.tensor_cuts import TensorCuts
 
 if TYPE_CHECKING:
     from distiller.masks import MaskStore
@@ -109,6 +110,7 @@ class StepContext:
         epoch: the current epoch, from 0.
         minibatch: the current mini-batch, from 0; None outside of the mini-batch loop.
         minibatches_per_epoch: how many there are; None outside of the mini-batch loop.
+        policies: all policies of the schedule, for one that changes the shapes of the model: it tells them.
     """
 
     model: nn.Module
@@ -118,6 +120,7 @@ class StepContext:
     epoch: int
     minibatch: int | None = None
     minibatches_per_epoch: int | None = None
+    policies: tuple[Policy, ...] = ()
 
     @property
     def global_step(self) -> int:
@@ -170,6 +173,13 @@ class Policy:
     def has_final_sparsity(self, ctx: StepContext) -> bool:
         """Whether, after epoch `ctx.epoch`, the policy has brought the model to the sparsity it ends with."""
         return True
+
+    def follow_thinning(self, cuts: TensorCuts) -> None:
+        """Parameters became smaller: what the policy keeps of their shape must, too.
+
+        Args:
+            cuts: by canonical name of a parameter or buffer, the indices that stayed, by dimension.
+        """
 
     def describe(self, ctx: StepContext) -> str:
         """One line for `--dry-run`: what the policy touches, and how, in epoch `ctx.epoch`."""
@@ -231,6 +241,9 @@ class Pruner(ABC):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most pruners have no state
         """Take up where `state_dict` left off."""
+
+    def follow_thinning(self, cuts: TensorCuts) -> None:  # noqa: B027 - most pruners keep nothing of a shape
+        """Parameters became smaller: what the pruner keeps of their shape must, too."""
 
     def set_param_mask(
         self,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from distiller.errors import CheckpointError
 from distiller.names import named_parameters
+from distiller.tensor_cuts import TensorCuts, cut
 
 PRUNER_SLOT = "pruner"
 
@@ -178,6 +179,16 @@ class MaskStore(Mapping[str, ParameterMasker]):
                 if entry.dense is not None:
                     param.data.copy_(entry.dense)
                     entry.dense = None
+
+    def follow_thinning(self, cuts: TensorCuts) -> None:
+        """Parameters became smaller: masks and dense copies become so, too."""
+        for name, kept in cuts.items():
+            entry = self._maskers.get(name)
+            if entry is not None:
+                for slot, mask in entry.slots.items():
+                    entry.put(slot, cut(mask, kept))
+                if entry.dense is not None:
+                    entry.dense = cut(entry.dense, kept)
 
     def state_dict(self) -> dict[str, Any]:
         """Masks by parameter and slot (bool where they are 0/1), rules, and dense copies kept aside."""

@@ -31,6 +31,7 @@ from distiller.interfaces import (
 from distiller.learning_rate import advance_to
 from distiller.masks import PRUNER_SLOT, MaskRules
 from distiller.names import named_modules, named_parameters, owner
+from distiller.tensor_cuts import TensorCuts
 
 __all__ = [
     "LRPolicy",
@@ -174,6 +175,10 @@ class PruningPolicy(Policy):
             return False
         final = self.target_sparsity(replace(ctx, epoch=ctx.window.last))
         return bool(final) and final == self.target_sparsity(replace(ctx, epoch=latest))
+
+    def follow_thinning(self, cuts: TensorCuts) -> None:  # noqa: D102
+        self._batch_norms = None
+        self.pruner.follow_thinning(cuts)
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return self.pruner.state_dict()

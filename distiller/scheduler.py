@@ -312,8 +312,9 @@ class CompressionScheduler:
         minibatch: int | None = None,
         minibatches_per_epoch: int | None = None,
     ) -> StepContext:
+        policies = tuple(other.policy for other in self.policies)
         return StepContext(
-            self.model, self.masks, optimizer, entry.window, epoch, minibatch, minibatches_per_epoch
+            self.model, self.masks, optimizer, entry.window, epoch, minibatch, minibatches_per_epoch, policies
         )
 
     def _refuse_overlap(self, new: ScheduledPolicy) -> None:

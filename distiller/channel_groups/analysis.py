@@ -18,6 +18,7 @@ from distiller.channel_groups.network_ids import NetworkIds, State, Value
 from distiller.channel_groups.rules import follow
 from distiller.graph_trace import aten_name, export_program, region_at
 from distiller.names import canonical
+from distiller.thinned_layers import COUNTING_NORMS
 
 
 def follow_channels(model: nn.Module, dummy_input: Any, purpose: str, remedy: str) -> NetworkIds:
@@ -119,6 +120,7 @@ def _value(
         shapes=shapes,
         operand_shapes={name: fx.map_arg(arg, _operand_shape) for name, arg in args.items()},
         operands=tuple((values[n], _operand_shape(n) or ()) for n in node.all_input_nodes),
+        is_in_counting_norm=isinstance(model.get_submodule(_path(node)), COUNTING_NORMS),
     )
     return follow(call)
 
@@ -139,5 +141,8 @@ def _operand_shape(node: fx.Node) -> Any:
 
 
 def _where(node: fx.Node, model: nn.Module) -> str:
-    path = next((path for path, _ in reversed(node.meta.get("nn_module_stack", {}).values())), "")
-    return canonical(path, model)
+    return canonical(_path(node), model)
+
+
+def _path(node: fx.Node) -> str:
+    return next((path for path, _ in reversed(node.meta.get("nn_module_stack", {}).values())), "")

@@ -30,6 +30,7 @@ class Call:
         shapes: of its results.
         operand_shapes: by name of argument: the shape of the tensor there.
         operands: the tensors that it reads, each with its shape.
+        is_in_counting_norm: whether it stands in a norm that counts removed channels as zeros.
     """
 
     net: NetworkIds
@@ -40,6 +41,7 @@ class Call:
     shapes: tuple[tuple[int, ...], ...]
     operand_shapes: dict[str, Any]
     operands: tuple[tuple[Value, tuple[int, ...]], ...]
+    is_in_counting_norm: bool = False
 
     @property
     def told(self) -> str:

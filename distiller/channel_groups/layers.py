@@ -43,6 +43,14 @@ def layer_norm(call: Call) -> Value:
     return united(call, operands)
 
 
+def counted_sum(call: Call) -> Value:
+    """A sum in a norm that counts removed channels as zeros: they may go; noted as of a layer norm."""
+    ids = call.ids("self")
+    if ids is not None:
+        call.net.space.note(ids, call.where)
+    return None
+
+
 def prelu(call: Call) -> Value:
     """Slopes are by channel, or one for all."""
     ids, slope = call.ids("self"), call.state("weight")

@@ -36,6 +36,7 @@ from distiller.channel_groups.data_movement import (
 from distiller.channel_groups.layers import (
     attention,
     batch_norm,
+    counted_sum,
     einsum,
     embedding,
     layer_norm,
@@ -50,6 +51,8 @@ def follow(call: Call) -> Value:
     """The value of an operation, and what it unites, fixes and notes on the way."""
     if call.is_of_numbers:
         return State(None, call.compute())
+    if call.is_in_counting_norm and call.name == "sum":
+        return counted_sum(call)
     rule = RULES.get(call.name)
     if rule is None:
         tags = getattr(call.target, "tags", ())

@@ -1,0 +1,40 @@
+"""Cuts: which indices of which dimensions of which tensors stay when a model becomes smaller.
+
+Knows nothing about why, nor about models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+Kept = Mapping[int, Sequence[int]]
+"""By dimension of one tensor, the indices along it that stay, ascending. Others stay whole."""
+
+TensorCuts = Mapping[str, Kept]
+"""By canonical name of a parameter or buffer, what stays of it."""
+
+
+def cut(tensor: Tensor, kept: Kept) -> Tensor:
+    """What stays of a tensor: a new tensor, of the same memory format.
+
+    Args:
+        tensor: any shape.
+        kept: within the tensor's dimensions and sizes.
+    """
+    result = tensor.detach()
+    for dim, indices in kept.items():
+        result = result.index_select(dim, torch.tensor(indices, dtype=torch.long, device=tensor.device))
+    for memory_format in (torch.channels_last, torch.channels_last_3d):
+        rank = 4 if memory_format is torch.channels_last else 5
+        if tensor.dim() == rank and tensor.is_contiguous(memory_format=memory_format):
+            if not tensor.is_contiguous():
+                result = result.contiguous(memory_format=memory_format)
+    return result
+
+
+def cut_shape(shape: Sequence[int], kept: Kept) -> tuple[int, ...]:
+    """The shape of what stays of a tensor of that shape."""
+    return tuple(len(kept[dim]) if dim in kept else size for dim, size in enumerate(shape))
