@@ -12,7 +12,11 @@ BEGIN, END = "| `compress_classifier.py` |", "| `schedules/` |"
 
 def file_map() -> str:
     """One row a file of the library, in the order of the alphabet, files of the root first."""
-    paths = sorted((ROOT / "distiller").rglob("*.py"), key=lambda path: (len(path.parts), path))
+    folders = [ROOT / "command_line", ROOT / "distiller"]
+    paths = sorted(
+        (path for folder in folders for path in folder.rglob("*.py")),
+        key=lambda path: (len(path.parts), path),
+    )
     rows = []
     for path in paths:
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""

@@ -384,7 +384,7 @@ def test_a_current_folder_that_was_deleted_is_one_line(tmp_path):
 
 
 def test_a_python_without_torch_is_told_what_to_do():
-    command = [sys.executable, "-I", "-S", "compress_classifier.py", "--dataset", "digits"]
+    command = [sys.executable, "-E", "-S", "compress_classifier.py", "--dataset", "digits"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (

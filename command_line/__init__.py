@@ -1,0 +1,1 @@
+"""The command line of `compress_classifier.py`: its flags, and what it writes to. Needs no torch."""

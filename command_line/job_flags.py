@@ -1,0 +1,128 @@
+"""Flags of the jobs other than training, and those that are refused."""
+
+from __future__ import annotations
+
+import argparse
+
+from command_line.argument_types import at_least, fraction, path
+
+
+def add_job_flags(parser: argparse.ArgumentParser) -> None:
+    """What is done instead of training."""
+    group = parser.add_argument_group("jobs other than training")
+    group.add_argument("-e", "--evaluate", action="store_true", help="test and exit")
+    group.add_argument("--summary", action=_Summary, metavar="WHAT",
+        help="sparsity, compute, model or modules: print and exit; may be repeated")  # fmt: skip
+    group.add_argument(
+        "--sense", dest="sensitivity", type=str.lower, choices=("element", "filter", "channel"),
+        help="test at growing sparsity of one weight after the other, and exit",
+    )  # fmt: skip
+    group.add_argument(
+        "--sense-range", nargs=3, type=float, default=[0.0, 0.95, 0.05], metavar=("A", "B", "STEP"),
+        help="sparsities of the sweep, both ends included (default: 0 0.95 0.05)",
+    )  # fmt: skip
+    group.add_argument(
+        "--sense-resume", type=path, metavar="RUN_FOLDER", help="go on with a sweep that was interrupted"
+    )
+    group.add_argument("--greedy", action="store_true",
+        help="prune filters where it costs the least accuracy, group by group, and exit")  # fmt: skip
+    group.add_argument("--greedy-target-density", type=fraction(above=0, below=1), metavar="D",
+        help="with --greedy: end at this share of the MACs")  # fmt: skip
+    group.add_argument("--greedy-pruning-step", type=fraction(above=0, below=1), default=0.1, metavar="P",
+        help="share of a group's remaining filters pruned at once (default: %(default)s)")  # fmt: skip
+    group.add_argument("--greedy-ft-epochs", type=at_least(0), default=1, metavar="N",
+        help="epochs of fine-tuning of each candidate (default: %(default)s)")  # fmt: skip
+    group.add_argument("--greedy-finetuning-policy", type=str.lower, choices=("constant", "linear-grow"),
+        default="constant", help="training images of an epoch: all of --effective-train-size, or the share "
+        "of them that the MACs have been pruned by (default: %(default)s)")  # fmt: skip
+
+
+def add_quantization_flags(parser: argparse.ArgumentParser) -> None:
+    """Quantization after training."""
+    group = parser.add_argument_group("post-training quantization (with --evaluate)")
+    modes, clips = ("sym", "sym_restr", "asym_s", "asym_u"), ("none", "avg", "n_std", "gauss", "laplace")
+    bits = {"type": at_least(0), "default": 8, "metavar": "BITS"}
+    group.add_argument("--quantize-eval", "--qe", action="store_true", help="quantize, then evaluate")
+    group.add_argument("--qe-mode", "--qem", type=str.lower, choices=modes, default="sym",
+        help="of activations and weights (default: %(default)s)")  # fmt: skip
+    group.add_argument(
+        "--qe-mode-acts", "--qema", type=str.lower, choices=modes, help="of activations (default: --qe-mode)"
+    )
+    group.add_argument(
+        "--qe-mode-wts", "--qemw", type=str.lower, choices=modes, help="of weights (default: --qe-mode)"
+    )
+    group.add_argument("--qe-bits-acts", "--qeba", **bits, help="0: not quantized (default: %(default)s)")
+    group.add_argument("--qe-bits-wts", "--qebw", **bits, help="0: not quantized (default: %(default)s)")
+    group.add_argument("--qe-bits-accum", type=at_least(1), default=32, metavar="BITS",
+        help="of accumulators and biases (default: %(default)s)")  # fmt: skip
+    group.add_argument("--qe-clip-acts", "--qeca", type=str.lower, choices=clips, default="none",
+        help="how ranges of activations are clipped (default: %(default)s)")  # fmt: skip
+    group.add_argument("--qe-clip-n-stds", type=float, metavar="N", help="with --qe-clip-acts n_std")
+    group.add_argument("--qe-no-clip-layers", "--qencl", nargs="+", default=[], metavar="LAYER",
+        help="not clipped; end the list with another flag")  # fmt: skip
+    group.add_argument("--qe-no-quant-layers", "--qenql", nargs="+", default=[], metavar="LAYER",
+        help="not quantized; likewise")  # fmt: skip
+    group.add_argument("--qe-per-channel", "--qepc", action="store_true", help="weights per output channel")
+    group.add_argument("--qe-scale-approx-bits", "--qesab", type=at_least(1), metavar="BITS",
+        help="rescale by an integer of so many bits and a shift")  # fmt: skip
+    group.add_argument(
+        "--qe-save-fp-weights", action="store_true", help="keep the float weights beside the quantized"
+    )
+    sources = group.add_mutually_exclusive_group()
+    sources.add_argument(
+        "--qe-stats-file", type=path, metavar="YAML", help="ranges from statistics collected before"
+    )
+    sources.add_argument("--qe-dynamic", action="store_true", help="ranges from each batch, no statistics")
+    sources.add_argument("--qe-calibration", type=fraction(above=0), metavar="P",
+        help="collect statistics on this share of the training set; without --evaluate --quantize-eval: "
+        "and exit (default source of ranges: 0.05)")  # fmt: skip
+    sources.add_argument(
+        "--qe-config-file", type=path, metavar="YAML", help="every other --qe-* flag is ignored"
+    )
+
+
+REFUSED = {
+    "activation histograms": ("--activation-histograms", "--act-hist"),
+    "ONNX export": ("--export-onnx",),
+    "thinning": ("--thinnify",),
+    "early exit": ("--earlyexit_lossweights", "--earlyexit_thresholds"),
+    "conversion to PyTorch's quantized modules": ("--qe-convert-pytorch", "--qept", "--qe-pytorch-backend"),
+    "LAPQ": (
+        "--qe-lapq", "--qe-coordinate-search", "--lapq-maxiter", "--lapq-maxfev", "--lapq-method",
+        "--lapq-basinhopping", "--lapq-bh", "--lapq-basinhopping-niter", "--lapq-bh-niter",
+        "--lapq-init-mode", "--lapq-init-method", "--lapq-eval-size", "--lapq-eval-memoize-dataloader",
+        "--lapq-search-clipping",
+    ),
+    "knowledge distillation": (
+        "--kd-teacher", "--kd-pretrained", "--kd-resume", "--kd-temperature", "--kd-temp",
+        "--kd-distill-wt", "--kd-dw", "--kd-student-wt", "--kd-sw", "--kd-teacher-wt", "--kd-tw",
+        "--kd-start-epoch",
+    ),
+}  # fmt: skip
+"""Distiller's flags whose feature is not in this version: refused by name, never ignored."""
+
+
+def add_refused_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of Distiller that this version refuses by name."""
+    for feature, flags in REFUSED.items():
+        parser.add_argument(
+            *flags, dest="refused", action=_Refuse, nargs="*", const=feature, help=argparse.SUPPRESS
+        )
+
+
+class _Refuse(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.error(f"{option_string}: {self.const} is not available in this version")
+
+
+class _Summary(argparse.Action):
+    choices_now = ("sparsity", "compute", "model", "modules")
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        what = str(values).lower()
+        if what in ("png", "png_w_params"):
+            parser.error(f"{option_string} {what}: graph pictures are not available in this version")
+        if what not in self.choices_now:
+            choices = ", ".join(self.choices_now)
+            parser.error(f"argument {option_string}: invalid choice: '{what}' (choose from {choices})")
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), what])
