@@ -27,11 +27,10 @@ def cut(tensor: Tensor, kept: Kept) -> Tensor:
     result = tensor.detach()
     for dim, indices in kept.items():
         result = result.index_select(dim, torch.tensor(indices, dtype=torch.long, device=tensor.device))
-    for memory_format in (torch.channels_last, torch.channels_last_3d):
-        rank = 4 if memory_format is torch.channels_last else 5
-        if tensor.dim() == rank and tensor.is_contiguous(memory_format=memory_format):
-            if not tensor.is_contiguous():
-                result = result.contiguous(memory_format=memory_format)
+    for rank, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        is_of_rank = tensor.dim() == rank and not tensor.is_contiguous()
+        if is_of_rank and tensor.is_contiguous(memory_format=memory_format):
+            return result.contiguous(memory_format=memory_format)
     return result
 
 

@@ -18,7 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["COUNTING_NORMS", "ThinnedLayerNorm", "ThinnedMultiheadAttention", "ThinnedRMSNorm", "zero_counting_layer_norm"]
+__all__ = [
+    "COUNTING_NORMS",
+    "ThinnedLayerNorm",
+    "ThinnedMultiheadAttention",
+    "ThinnedRMSNorm",
+    "zero_counting_layer_norm",
+]
 
 
 def zero_counting_layer_norm(
@@ -69,7 +75,9 @@ class ThinnedLayerNorm(nn.LayerNorm):
 
 
 class ThinnedRMSNorm(nn.RMSNorm):
-    """RMS norm that goes on counting removed channels as zeros: y = x / sqrt(sum(x^2) / counted + eps) * weight.
+    """RMS norm that goes on counting removed channels as zeros.
+
+        y = x / sqrt(sum(x^2) / counted + eps) * weight
 
     Attributes:
         counted: how many elements the mean square is taken over, removed ones included.

@@ -16,10 +16,10 @@ FILES = sorted(LIBRARY.rglob("*.py"))
 LAYERS = (
     ("errors", "registry", "atomic_file", "tensor_cuts", "thinned_layers", "interfaces", "names", "masks", "norms", "tensor_stats", "modules",
      "dataset_facts", "dummy_input", "legacy_names", "docstrings"),
-    ("macs", "graph_trace", "graph", "channel_groups", "model_transforms", "schedule_yaml", "schedule_shape", "signatures", "models"),
+    ("macs", "graph_trace", "graph", "channel_groups", "thinning", "model_transforms", "schedule_yaml", "schedule_shape", "signatures", "models"),
     ("pruning", "regularization", "data_loggers", "quantization", "learning_rate"),
     ("policy", "scheduler", "config", "schedule_schema", "model_summaries"),
-    ("thinning", "sensitivity", "export", "greedy"),
+    ("sensitivity", "export", "greedy"),
     ("apputils",),
 )  # fmt: skip
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -20,6 +20,7 @@ from distiller.errors import DistillerError
 from distiller.tensor_cuts import TensorCuts, cut_shape
 from distiller.thinned_layers import ThinnedLayerNorm, ThinnedMultiheadAttention, ThinnedRMSNorm
 
+
 @dataclass(frozen=True, slots=True)
 class LayerChange:
     """What changes about a module beside its tensors.
@@ -69,7 +70,9 @@ def thinned_class(name: str) -> type[nn.Module]:
         DistillerError: there is none.
     """
     if name not in THINNED_CLASSES:
-        raise DistillerError(f"unknown thinned layer '{name}'; known are {', '.join(sorted(THINNED_CLASSES))}")
+        raise DistillerError(
+            f"unknown thinned layer '{name}'; known are {', '.join(sorted(THINNED_CLASSES))}"
+        )
     return THINNED_CLASSES[name]
 
 

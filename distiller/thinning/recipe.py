@@ -88,9 +88,7 @@ class ThinningRecipe:
 def _table(data: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
     part = data.get(key, {})
     if not isinstance(part, Mapping):
-        raise CheckpointError(
-            f"{where}: thinning recipe: '{key}' must be a dict, got {type(part).__name__}"
-        )
+        raise CheckpointError(f"{where}: thinning recipe: '{key}' must be a dict, got {type(part).__name__}")
     return part
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -117,7 +116,9 @@ def apply_recipe(
     kinds = {name: thinned_class(kind) for name, kind in recipe.classes.items()}
     for name in (*recipe.modules, *kinds):
         if name not in modules:
-            raise DistillerError(f"thinning: the model has no module '{name}'; the recipe is of another model")
+            raise DistillerError(
+                f"thinning: the model has no module '{name}'; the recipe is of another model"
+            )
     state = _optimizer_cuts(optimizer, {id(tensors[name]): (name, kept) for name, kept in due.items()})
     for name, kept in due.items():
         tensor = tensors[name]
@@ -142,10 +143,7 @@ def apply_recipe(
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by canonical name."""
     bare = unwrap(model)
-    return {
-        canonical(raw, bare): tensor
-        for raw, tensor in (*bare.named_parameters(), *bare.named_buffers())
-    }
+    return {canonical(raw, bare): tensor for raw, tensor in (*bare.named_parameters(), *bare.named_buffers())}
 
 
 def _due(tensors: Mapping[str, Tensor], recipe: ThinningRecipe) -> dict[str, Kept]:
