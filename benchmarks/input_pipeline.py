@@ -13,10 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from PIL import Image
-from side_by_side import finish, medians, parse
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from benchmarks.side_by_side import finish, medians, parse
 from distiller.apputils.augmentation import BATCH_AUGMENTATIONS
 from distiller.apputils.data_loaders import LoaderSettings, MemoryLoader
 from distiller.apputils.dataset_sources import LabelledImages

@@ -19,9 +19,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from side_by_side import finish, medians, parse
 from torch import Tensor, nn
 
+from benchmarks.side_by_side import finish, medians, parse
 from distiller.models import create_model
 from distiller.names import named_parameters
 from distiller.policy import PruningPolicy

@@ -10,7 +10,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -22,7 +22,7 @@ def parse(description: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def medians(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def medians(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median seconds of each side over `repeats` rounds, one call of each in turn, after one not counted."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for round_number in range(repeats + 1):

@@ -122,8 +122,9 @@ def add_output_flags(group: Any) -> None:
         help="a histogram of each parameter to TensorBoard, each epoch")  # fmt: skip
     group.add_argument("--activation-stats", "--act-stats", nargs="+", type=str.lower, default=[],
         choices=("train", "valid", "test"), metavar="PHASE",
-        help="print and save statistics of activations in these phases (train, valid, test); end the list "
-        "with another flag")  # fmt: skip
+        help="print and save statistics of activations in these phases (train, valid, test): of the outputs "
+        "of ReLU, ReLU6 and LeakyReLU modules, and records of those of Conv2d; end the list with another "
+        "flag")  # fmt: skip
 
 
 class _Resume(argparse.Action):

@@ -42,7 +42,14 @@ from distiller.errors import (
     UnknownNameError,
     UsageError,
 )
+from distiller.export.onnx_export import export_img_classifier_to_onnx
 from distiller.graph import SummaryGraph
+from distiller.graph_picture import (
+    create_dot_graph,
+    create_png,
+    draw_img_classifier_to_file,
+    draw_model_to_file,
+)
 from distiller.interfaces import EpochWindow, Policy, Pruner, StepContext
 from distiller.legacy_names import (
     denormalize_module_name,
@@ -58,6 +65,11 @@ from distiller.legacy_names import (
 )
 from distiller.masks import MaskStore, ParameterMasker, create_model_masks_dict
 from distiller.model_summaries import (
+    attributes_summary,
+    attributes_summary_tbl,
+    connectivity_summary,
+    connectivity_summary_verbose,
+    connectivity_tbl_summary,
     masks_sparsity_summary,
     masks_sparsity_tbl_summary,
     model_params_stats,
@@ -107,6 +119,7 @@ from distiller.tensor_stats import (
     to_np,
     volume,
 )
+from distiller.thinning import ThinningRecipe, contract_model, remove_channels, remove_filters
 
 __version__ = "0.1.0"
 
@@ -136,17 +149,26 @@ __all__ = [
     "StatsError",
     "StepContext",
     "SummaryGraph",
+    "ThinningRecipe",
     "UnknownNameError",
     "UsageError",
     "activation_channels_apoz",
     "activation_channels_l1",
     "activation_channels_means",
     "apputils",
+    "attributes_summary",
+    "attributes_summary_tbl",
     "config_component_from_file_by_class",
+    "contract_model",
+    "connectivity_summary",
+    "connectivity_summary_verbose",
+    "connectivity_tbl_summary",
+    "create_dot_graph",
     "create_mask_level_criterion",
     "create_mask_sensitivity_criterion",
     "create_mask_threshold_criterion",
     "create_model_masks_dict",
+    "create_png",
     "data_loggers",
     "denormalize_module_name",
     "density",
@@ -156,7 +178,10 @@ __all__ = [
     "density_cols",
     "density_rows",
     "dict_config",
+    "draw_img_classifier_to_file",
+    "draw_model_to_file",
     "export",
+    "export_img_classifier_to_onnx",
     "file_config",
     "find_channel_groups",
     "get_dummy_input",
@@ -190,6 +215,8 @@ __all__ = [
     "pruning",
     "quantization",
     "regularization",
+    "remove_channels",
+    "remove_filters",
     "sensitivities_to_csv",
     "sensitivities_to_png",
     "sensitivity",

@@ -6,6 +6,7 @@ Knows nothing about what is in them; what the operating system refuses stays an 
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import platform
@@ -20,16 +21,20 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 
     The bytes go to `<name>.<host>.<process id>.part` in the same folder, are synced to disk, and
     the file is renamed; what was at `path` before stays whole until that moment. Parts that
-    killed processes left behind are removed first.
+    killed processes left behind are removed first. Where `path` is a link, the file that it leads to is
+    replaced.
 
     Raises:
-        OSError: the folder is missing or cannot be written.
+        OSError: the folder is missing or cannot be written, or there is something other than a file (a
+            folder, a device, a pipe) at `path`, which stays as it is.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
+    _refuse_what_is_no_file(path)
     remove_stale_parts(path.parent, path.name)
     part = path.with_name(f"{path.name}.{_host()}.{os.getpid()}.part")
+    file = part.open("wb")
     try:
-        with part.open("wb") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -65,6 +70,13 @@ def remove_stale_parts(folder: Path, name: str | None = None) -> None:
         if process_id.isdecimal() and not _is_running(int(process_id)):
             with contextlib.suppress(OSError):
                 part.unlink()
+
+
+def _refuse_what_is_no_file(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not an ordinary file", str(path))
 
 
 def _host() -> str:

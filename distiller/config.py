@@ -29,14 +29,8 @@ from distiller.errors import DistillerError, Fault, ScheduleError, UnknownNameEr
 from distiller.interfaces import EpochWindow, Policy
 from distiller.learning_rate import check_arguments, copy_groups, put_back_groups, rehearse
 from distiller.names import is_pattern
-from distiller.policy import (
-    LRPolicy,
-    PruningArgs,
-    PruningPolicy,
-    QuantizationPolicy,
-    RegularizationArgs,
-    RegularizationPolicy,
-)
+from distiller.policy import LRPolicy, PruningPolicy, QuantizationPolicy, RegularizationPolicy
+from distiller.policy_args import PolicyArgsError, PruningArgs, RegularizationArgs
 from distiller.pruning.settings import ParameterError, is_listed
 from distiller.quantization import PostTrainLinearQuantizer
 from distiller.registry import EXTENSIONS, LR_SCHEDULERS, PRUNERS, QUANTIZERS, REGULARIZERS, Registry
@@ -333,7 +327,9 @@ class _Reader:
         try:
             scheduler.add_policy(made, **window, name=f"{kind.word} {target[1]}", settings=plain(settings))
         except DistillerError as error:
-            self._fault(path, str(error))
+            text, inner = str(error), (*path, kind.word)
+            at = self.document.find_mentioned(inner, text) if isinstance(error, PolicyArgsError) else path
+            self._fault(at, text)
 
     def _window(self, path: Path_, window: dict[str, Any]) -> EpochWindow | None:
         try:
@@ -369,6 +365,8 @@ class _Reader:
             made.check(self._supplied["model"])
         except UnknownNameError as error:
             self._unknown_names(target, error, args_path if args else None)
+        except PolicyArgsError as error:
+            self._fault(self.document.find_mentioned(args_path[:-1], str(error)), str(error))
         except ParameterError as error:
             self._fault(self._listing(error.param_name, roots), str(error))
         except (ValueError, TypeError) as error:

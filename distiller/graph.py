@@ -9,19 +9,31 @@ Knows nothing about what the graph is used for.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, count
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from distiller.errors import DistillerError, UnknownNameError, did_you_mean
-from distiller.graph_trace import AtenCall, Trace, trace
-from distiller.names import named_modules, strip_wrappers, unwrap
+from distiller.graph_ops import Op, SourceTensor, is_leaf, leaf_modules, operations
+from distiller.graph_trace import trace
+from distiller.names import named_parameters, owner, strip_wrappers, unwrap
+
+__all__ = [
+    "AdjacencyMap",
+    "AdjacentsEntry",
+    "Op",
+    "OpSimpleMetadata",
+    "SourceTensor",
+    "SummaryGraph",
+    "batch_norm_behind",
+    "is_leaf",
+    "leaf_modules",
+    "model_graph",
+]
 
 _REMEDY = (
     "use an input the model accepts and control flow that does not depend on the values of tensors, "
@@ -60,33 +72,6 @@ class AdjacentsEntry:
 AdjacencyMap = OrderedDict[str, AdjacentsEntry]
 
 
-@dataclass(frozen=True, slots=True)
-class Op:
-    """One call of a leaf module, or one functional operation.
-
-    Attributes:
-        name: unique. The module's canonical name for its first call, then `<module>_<Type>_<n>`;
-            `<calling module>.<Type>`, then `<calling module>.<Type>_<n>`, of a functional operation.
-        type: a word of ONNX; the class name of a leaf module that is several operations.
-        module_name: canonical name of the leaf module called, or of the module in whose
-            forward the functional operation stands ("" is the model itself).
-        is_functional: whether no leaf module stands for it.
-        output_shape: shape of its result, of the first where there are several.
-        predecessors: names of the operations it reads, each once, in the order of its arguments.
-        successors: names of the operations that read it, each once, in the order of execution.
-        is_output: whether the model returns its result.
-    """
-
-    name: str
-    type: str
-    module_name: str
-    is_functional: bool
-    output_shape: tuple[int, ...]
-    predecessors: tuple[str, ...]
-    successors: tuple[str, ...]
-    is_output: bool
-
-
 class SummaryGraph:
     """The operations of a model in the order of execution.
 
@@ -94,6 +79,8 @@ class SummaryGraph:
 
     Attributes:
         ops: the operations by name, in the order of execution (a topological order).
+        inputs: the tensors that the model is given, by the names they have in its `forward`.
+        params: the parameters that operations read, by canonical name, in the model's order.
     """
 
     def __init__(
@@ -116,7 +103,51 @@ class SummaryGraph:
         """
         model = unwrap(model)
         traced = trace(model, dummy_input, purpose, remedy)
-        self.ops: dict[str, Op] = {op.name: op for op in _operations(traced, model)}
+        self.ops: dict[str, Op] = {op.name: op for op in operations(traced, model)}
+        self._parameters = dict(named_parameters(model))
+        self._leaf_modules = tuple(leaf_modules(model))
+        ops = self.ops.values()
+        self.inputs: dict[str, SourceTensor] = {}
+        for given in traced.inputs:
+            readers = tuple(op.name for op in ops if op.reads_input(given.name))
+            self.inputs[given.name] = SourceTensor(given.name, given.shape, readers)
+        self.params: dict[str, SourceTensor] = {}
+        for name, parameter in self._parameters.items():
+            readers = tuple(op.name for op in ops if name in op.params)
+            if readers:
+                self.params[name] = SourceTensor(name, tuple(parameter.shape), readers)
+
+    def find_op(self, name: str) -> Op:
+        """The operation `name`; wrapper parts of the name are dropped.
+
+        Raises:
+            UnknownNameError: there is no such operation.
+        """
+        op = self.ops.get(name) or self.ops.get(strip_wrappers(name))
+        if op is None:
+            hint = did_you_mean(strip_wrappers(name), self.ops)
+            raise UnknownNameError(f"no operation '{name}' in the graph{hint}", name)
+        return op
+
+    def find_param(self, name: str) -> SourceTensor:
+        """The parameter `name`; wrapper parts of the name are dropped.
+
+        Raises:
+            UnknownNameError: no operation reads a parameter of that name.
+        """
+        param = self.params.get(name) or self.params.get(strip_wrappers(name))
+        if param is None:
+            hint = did_you_mean(strip_wrappers(name), self.params)
+            raise UnknownNameError(f"no parameter '{name}' in the graph{hint}", name)
+        return param
+
+    def param_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of the parameter `name`; raises as `find_param`."""
+        return self.find_param(name).shape
+
+    def param_volume(self, name: str) -> int:
+        """The number of elements of the parameter `name`; raises as `find_param`."""
+        return self.find_param(name).volume
 
     def predecessors(self, name: str) -> tuple[str, ...]:
         """Names of the operations whose results the operation `name` reads.
@@ -124,7 +155,7 @@ class SummaryGraph:
         Raises:
             UnknownNameError: there is no such operation.
         """
-        return self._op(name).predecessors
+        return self.find_op(name).predecessors
 
     def successors(self, name: str) -> tuple[str, ...]:
         """Names of the operations that read the result of the operation `name`.
@@ -132,7 +163,55 @@ class SummaryGraph:
         Raises:
             UnknownNameError: there is no such operation.
         """
-        return self._op(name).successors
+        return self.find_op(name).successors
+
+    def predecessors_f(self, name: str, types: str | Collection[str]) -> tuple[str, ...]:
+        """Names of the nearest operations of some types before the operation `name`.
+
+        From each operand it goes back through operations of other types, to the first of these
+        types on every way; what is before that is not looked at.
+
+        Args:
+            name: where to start; itself never among the results.
+            types: a word of ONNX, or several, as ("Conv", "Gemm").
+
+        Returns:
+            Names, each once, nearest first.
+
+        Raises:
+            UnknownNameError: there is no such operation.
+        """
+        return self._nearest(name, types, self.predecessors)
+
+    def successors_f(self, name: str, types: str | Collection[str]) -> tuple[str, ...]:
+        """Names of the nearest operations of some types behind the operation `name`; as `predecessors_f`."""
+        return self._nearest(name, types, self.successors)
+
+    def get_ops(self, attr: str, f: Callable[[Op], bool] = lambda op: True) -> list[Op]:
+        """The operations that have the figure `attr` of `Op.attrs` and for which `f` is true."""
+        return [op for op in self.ops.values() if attr in op.attrs and f(op)]
+
+    def get_attr(self, attr: str, f: Callable[[Op], bool] = lambda op: True) -> list[Any]:
+        """The figure `attr` of each operation in `get_ops(attr, f)`: `sum(graph.get_attr("MACs"))`."""
+        return [op.attrs[attr] for op in self.get_ops(attr, f)]
+
+    def top_level_ops(self) -> list[str]:
+        """Names of the functional operations in the model's own `forward`, in no submodule's."""
+        return [op.name for op in self.ops.values() if op.is_functional and not op.module_name]
+
+    def missing_modules(self) -> list[str]:
+        """Names of the leaf modules that no operation stands for.
+
+        They are never called, or only pass their input on, as dropout and identities do; or a module
+        around them uses their parameters without calling them.
+        """
+        called = {op.module_name for op in self.ops.values() if not op.is_functional}
+        return [name for name in self._leaf_modules if name not in called]
+
+    def named_params_layers(self) -> Iterator[tuple[str, str, nn.Parameter]]:
+        """(layer name, parameter name, parameter) of every parameter of the model, in its order."""
+        for name, parameter in self._parameters.items():
+            yield owner(name), name, parameter
 
     def layers_topological_order(self) -> list[str]:
         """Canonical names of the leaf modules that are called, each once, by first call."""
@@ -168,12 +247,18 @@ class SummaryGraph:
             is_output=op.is_output,
         )
 
-    def _op(self, name: str) -> Op:
-        op = self.ops.get(name) or self.ops.get(strip_wrappers(name))
-        if op is None:
-            hint = did_you_mean(strip_wrappers(name), self.ops)
-            raise UnknownNameError(f"no operation '{name}' in the graph{hint}", name)
-        return op
+    def _nearest(
+        self, name: str, types: str | Collection[str], neighbours: Callable[[str], tuple[str, ...]]
+    ) -> tuple[str, ...]:
+        wanted = {types} if isinstance(types, str) else set(types)
+        seen = dict.fromkeys(neighbours(name))
+        ahead = list(seen)
+        for other in ahead:
+            if self.ops[other].type not in wanted:
+                further = [beyond for beyond in neighbours(other) if beyond not in seen]
+                seen.update(dict.fromkeys(further))
+                ahead += further
+        return tuple(other for other in ahead if self.ops[other].type in wanted)
 
 
 def model_graph(model: nn.Module, purpose: str) -> SummaryGraph:
@@ -234,119 +319,3 @@ def batch_norm_behind(graph: SummaryGraph, op: Op, passed: Collection[str] = ())
         if behind.type not in passed:
             return None
     return None
-
-
-def leaf_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The leaf modules of a model by canonical name, each once, in the model's order."""
-    return {name: module for name, module in named_modules(model) if is_leaf(module)}
-
-
-def is_leaf(module: nn.Module) -> bool:
-    """Whether a module has no submodules (but parametrizations) and is no empty container."""
-    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
-        return False
-    return len(list(module.children())) == int(parametrize.is_parametrized(module))
-
-
-_DATA_MOVEMENT = frozenset(
-    ("Cast", "Expand", "Flatten", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
-)
-
-
-@dataclass(slots=True, eq=False)
-class _Group:
-    """The aten operations that are one operation of the graph."""
-
-    module_name: str
-    module: nn.Module | None  # the leaf module called, None when functional
-    calls: list[AtenCall] = field(default_factory=list)
-    name: str = ""
-    result: AtenCall | None = None  # the first of the calls that is read from outside
-    predecessors: dict[_Group, None] = field(default_factory=dict)
-    successors: dict[_Group, None] = field(default_factory=dict)
-    is_output: bool = False
-
-    @property
-    def type(self) -> str:
-        # What a leaf module computes from its parameters alone, and how it moves data, is its own affair.
-        calls = [call for call in self.calls if call.depends_on_input] or self.calls
-        words = list(dict.fromkeys(call.type for call in calls))
-        words = [word for word in words if word not in _DATA_MOVEMENT] or words
-        return words[0] if len(words) == 1 else type(self.module).__name__
-
-    def read_by(self, call: AtenCall, reader: _Group) -> None:
-        """Take note that `reader` reads the result of `call`, one of this group's."""
-        if reader is not self:
-            self.result = self.result or call
-            self.successors[reader] = None
-            reader.predecessors[self] = None
-
-
-def _operations(traced: Trace, model: nn.Module) -> list[Op]:
-    groups = _group_by_module_call(traced.calls, model)
-    for call in traced.calls:
-        if call in groups:
-            for value in call.inputs:
-                for source in _sources(value, groups):
-                    groups[source].read_by(source, groups[call])
-    for value in traced.outputs:
-        for source in _sources(value, groups):
-            groups[source].result = groups[source].result or source
-            groups[source].is_output = True
-    ordered = list(dict.fromkeys(groups.values()))
-    _give_names(ordered, {name for name, _ in named_modules(model)})
-    return [
-        Op(
-            name=group.name,
-            type=group.type,
-            module_name=group.module_name,
-            is_functional=group.module is None,
-            output_shape=(group.result or group.calls[-1]).shape,
-            predecessors=tuple(other.name for other in group.predecessors),
-            successors=tuple(other.name for other in group.successors),
-            is_output=group.is_output,
-        )
-        for group in ordered
-    ]
-
-
-def _group_by_module_call(calls: tuple[AtenCall, ...], model: nn.Module) -> dict[AtenCall, _Group]:
-    """The group of each call; a functional call on parameters alone has none."""
-    names = {module: name for name, module in named_modules(model)}
-    groups: dict[AtenCall, _Group] = {}
-    of_leaf: dict[str, _Group] = {}
-    for call in calls:
-        modules = [(key, model.get_submodule(path)) for key, path in call.stack if path]
-        leaf = next(((key, module) for key, module in modules if is_leaf(module)), None)
-        if leaf is not None:
-            key, module = leaf
-            groups[call] = of_leaf.setdefault(key, _Group(names[module], module))
-        elif call.depends_on_input:
-            callers = [names[module] for _, module in modules if module in names]
-            groups[call] = _Group(callers[-1] if callers else "", None)
-        else:
-            continue
-        groups[call].calls.append(call)
-    return groups
-
-
-def _sources(value: AtenCall, groups: dict[AtenCall, _Group]) -> Iterator[AtenCall]:
-    """The calls with a group that `value` comes from; the model's input is none."""
-    if value in groups:
-        yield value
-    else:
-        for read in value.inputs:
-            yield from _sources(read, groups)
-
-
-def _give_names(groups: list[_Group], module_names: set[str]) -> None:
-    given: set[str] = set()
-    for group in groups:
-        if group.module is None:
-            first = later = ".".join(filter(None, (group.module_name, group.type)))
-        else:
-            first, later = group.module_name, f"{group.module_name}_{group.type}"
-        candidates = chain([first], (f"{later}_{number}" for number in count(1)))
-        foreign = module_names - {group.module_name if group.module is not None else None}
-        group.name = next(name for name in candidates if name not in given and name not in foreign)
-        given.add(group.name)

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from distiller.errors import GraphTraceError
+from distiller.graph_facts import aten_macs, group_count, kernel_shape
 
 # Words of ONNX by the name of the aten operation; any other name becomes CamelCase.
 _TYPES = {
@@ -67,24 +68,43 @@ class AtenCall:
         type: a word of ONNX.
         stack: (key, raw module path) of the modules in whose forward it stands, the model first;
             the key differs from one call of a module to the next.
-        inputs: whose results it reads, each once, in the order of its arguments; parameters left out.
+        reads: the tensors that it reads, each once, in the order of its arguments; parameters left out.
         depends_on_input: whether its result depends on the model's input.
         shape: shape of its result, of the first where there are several.
+        name: of an input of the model, as its `forward` calls it.
+        parameters: raw names of the parameters that it reads, each once.
+        macs: multiply-accumulate operations, as `distiller.macs` counts them.
+        kernel_shape: of a convolution or pooling, else empty.
+        group: groups of a convolution, else None.
     """
 
     type: str
     stack: tuple[tuple[str, str], ...]
-    inputs: tuple[AtenCall, ...]
+    reads: tuple[Read, ...]
     depends_on_input: bool
+    shape: tuple[int, ...]
+    name: str = ""
+    parameters: tuple[str, ...] = ()
+    macs: int = 0
+    kernel_shape: tuple[int, ...] = ()
+    group: int | None = None
+
+
+class Read(NamedTuple):
+    """A tensor that is read: which result of which operation, and the shape it has where it is read."""
+
+    call: AtenCall
+    index: int
     shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """The operations in the order of execution, and those whose results the model returns."""
+    """The inputs, the operations in the order of execution, and what the model returns."""
 
+    inputs: tuple[AtenCall, ...]
     calls: tuple[AtenCall, ...]
-    outputs: tuple[AtenCall, ...]
+    outputs: tuple[Read, ...]
 
 
 def trace(model: nn.Module, dummy_input: Any, purpose: str, remedy: str) -> Trace:
@@ -101,20 +121,29 @@ def trace(model: nn.Module, dummy_input: Any, purpose: str, remedy: str) -> Trac
     """
     exported = export_program(model, dummy_input, purpose, remedy)
     calls: list[AtenCall] = []
-    outputs = _flatten(exported.graph_module, _placeholders(exported), calls)
-    return Trace(tuple(calls), tuple(value for value in outputs if isinstance(value, AtenCall)))
+    placeholders = _placeholders(exported)
+    outputs = _flatten(exported.graph_module, placeholders, calls)
+    return Trace(
+        inputs=tuple(value.call for value in placeholders if isinstance(value, Read)),
+        calls=tuple(calls),
+        outputs=tuple(value for value in outputs if isinstance(value, Read)),
+    )
 
 
 def export_program(
-    model: nn.Module, dummy_input: Any, purpose: str, remedy: str
+    model: nn.Module, dummy_input: Any, purpose: str, remedy: str, training: Collection[nn.Module] = ()
 ) -> torch.export.ExportedProgram:
-    """The aten operations of one forward pass as `torch.export` gives them; takes and raises as `trace`."""
+    """The aten operations of one forward pass as `torch.export` gives them; takes and raises as `trace`.
+
+    Args:
+        training: modules that are in training mode meanwhile, all others being in evaluation mode.
+    """
     arguments = tuple(dummy_input) if isinstance(dummy_input, (tuple, list)) else (dummy_input,)
     state = next(model.parameters(), None)
     if state is not None:
         arguments = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(state.device), arguments)
     try:
-        with _evaluating(model):
+        with _evaluating(model, training):
             return torch.export.export(model, arguments, strict=False)
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -123,19 +152,19 @@ def export_program(
         ) from error
 
 
-# A value of the exported program: the operation that computes it; None is a constant or no
-# tensor; a tuple is the results of a region.
-_Value = AtenCall | tuple[Any, ...] | None
+# A value of the exported program: which result of which operation it is; a text is a parameter, by
+# its raw name; None is a constant or no tensor; a plain tuple is the results of a region.
+_Value = Read | str | tuple[Any, ...] | None
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _evaluating(model: nn.Module, training: Collection[nn.Module]) -> Iterator[None]:
     """Evaluation mode without the model's own `train`, no gradients, no fused attention, no warnings."""
     modes = {module: module.training for module in model.modules()}
     is_fast = torch.backends.mha.get_fastpath_enabled()
     try:
         for module in modes:
-            module.training = False
+            module.training = module in training
         torch.backends.mha.set_fastpath_enabled(False)
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # what export says of a model does not help its user
@@ -147,13 +176,18 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _placeholders(exported: torch.export.ExportedProgram) -> list[_Value]:
-    """The values of the program's placeholders: the model's inputs, and None for its state."""
+    """The values of the program's placeholders: the model's inputs, its parameters, None for its buffers."""
     inputs = set(exported.graph_signature.user_inputs)
-    placeholders = [node for node in exported.graph.nodes if node.op == "placeholder"]
+    parameters = exported.graph_signature.inputs_to_parameters
     return [
-        AtenCall("Input", (), (), True, _shape(node)) if node.name in inputs else None
-        for node in placeholders
+        _input(node) if node.name in inputs and _tensors(node) else parameters.get(node.name)
+        for node in exported.graph.nodes
+        if node.op == "placeholder"
     ]
+
+
+def _input(node: fx.Node) -> Read:
+    return Read(AtenCall("Input", (), (), True, _shape(node), name=node.name), 0, _shape(node))
 
 
 def _flatten(
@@ -168,7 +202,7 @@ def _flatten(
             values[node] = next(pending)
         elif node.op == "output":
             results = pytree.tree_leaves(node.args)
-            return tuple(values[item] if isinstance(item, fx.Node) else None for item in results)
+            return tuple(_read(values, item) if isinstance(item, fx.Node) else None for item in results)
         elif node.op == "call_function":
             values[node] = _evaluate(node, program, values, calls)
             written = aliases.add(node)
@@ -183,6 +217,8 @@ def _evaluate(
     """The value of one operation, which is appended to `calls` unless it passes a value on."""
     if node.target is operator.getitem:
         value, index = values[node.args[0]], node.args[1]  # type: ignore[index]
+        if isinstance(value, Read):
+            return value._replace(index=index, shape=_shape(node))
         return value[index] if isinstance(value, tuple) else value  # type: ignore[index]
     at = region_at(node)
     if at is not None:
@@ -190,17 +226,32 @@ def _evaluate(
         operands = [values[n] if isinstance(n, fx.Node) else None for n in node.args[at + 1 :]]
         return _flatten(region, operands, calls)  # type: ignore[arg-type]
     name = aten_name(node)
-    inputs = tuple(dict.fromkeys(v for n in node.all_input_nodes if isinstance(v := values.get(n), AtenCall)))
+    known = [value for n in node.all_input_nodes if (value := _read(values, n)) is not None]
     if name in _PASSED_ON:
-        return inputs[0] if inputs else None
+        return known[0] if known else None
     if name in _CREATED or not _tensors(node):
         return None
-    stack = tuple((key, path) for key, (path, _) in node.meta.get("nn_module_stack", {}).items())
-    depends = any(call.depends_on_input for call in inputs)
+    reads = tuple(dict.fromkeys(value for value in known if isinstance(value, Read)))
     camel_case = "".join(word[:1].upper() + word[1:] for word in name.split("_"))
-    call = AtenCall(_TYPES.get(name, camel_case), stack, inputs, depends, _shape(node))
+    call = AtenCall(
+        type=_TYPES.get(name, camel_case),
+        stack=tuple((key, path) for key, (path, _) in node.meta.get("nn_module_stack", {}).items()),
+        reads=reads,
+        depends_on_input=any(read.call.depends_on_input for read in reads),
+        shape=_shape(node),
+        parameters=tuple(dict.fromkeys(value for value in known if isinstance(value, str))),
+        macs=aten_macs(node),
+        kernel_shape=kernel_shape(node),
+        group=group_count(node),
+    )
     calls.append(call)
-    return call
+    return Read(call, 0, call.shape)
+
+
+def _read(values: dict[fx.Node, _Value], node: fx.Node) -> _Value:
+    """The value of a node, with the shape that it has there: that of a view differs from its base's."""
+    value = values.get(node)
+    return value._replace(shape=_shape(node)) if isinstance(value, Read) else value
 
 
 class _Aliases:

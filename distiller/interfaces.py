@@ -25,7 +25,6 @@ says *when*; a pruner, regularizer or quantizer says *what*; a mask store says *
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,68 +33,12 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from distiller.epoch_window import EpochWindow
 from distiller.errors import DistillerError
 from distiller.tensor_cuts import TensorCuts
 
 if TYPE_CHECKING:
     from distiller.masks import MaskStore
-
-
-@dataclass(frozen=True, slots=True)
-class EpochWindow:
-    """The epochs in which a policy is active; epochs count from 0.
-
-    Attributes:
-        epochs: the active epochs, ascending, at least one; a tuple or a range.
-        written_end: the schedule's `ending_epoch`; None for a list of epochs.
-    """
-
-    epochs: Sequence[int]
-    written_end: int | None = None
-
-    @classmethod
-    def spanning(cls, start: int, end: int, frequency: int = 1) -> EpochWindow:
-        """Every `frequency`-th epoch from `start` to `end` (exclusive)."""
-        return cls(range(start, end, frequency), end)
-
-    @property
-    def start(self) -> int:
-        """The first active epoch."""
-        return self.epochs[0]
-
-    @property
-    def last(self) -> int:
-        """The last active epoch."""
-        return self.epochs[-1]
-
-    @property
-    def end(self) -> int:
-        """The epoch before which the policy ends: as written, or the one after the last active epoch."""
-        return self.last + 1 if self.written_end is None else self.written_end
-
-    @property
-    def frequency(self) -> int:
-        """Epochs from one active epoch to the next (of the first two; 1 when alone)."""
-        return self.epochs[1] - self.epochs[0] if len(self.epochs) > 1 else 1
-
-    def latest(self, epoch: int) -> int | None:
-        """The last active epoch up to and including `epoch`; None before the first."""
-        index = bisect_right(self.epochs, epoch)
-        return self.epochs[index - 1] if index else None
-
-    def acts_between(self, start: int, end: int) -> bool:
-        """Whether an epoch from `start` to `end` (exclusive) is active."""
-        latest = self.latest(end - 1)
-        return latest is not None and latest >= start
-
-    def progress(self, epoch: int) -> float:
-        """How much of the window has passed at `epoch`: 0 at its first, 1 at its last epoch.
-
-        A window of one epoch has passed as soon as it is reached.
-        """
-        if self.last == self.start:
-            return 1.0
-        return min(1.0, max(0.0, (epoch - self.start) / (self.last - self.start)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +89,21 @@ class PolicyLoss:
     loss_components: tuple[LossComponent, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class ForwardActs:
+    """On the forward pass of which parameters a policy acts otherwise than by plain masks.
+
+    Attributes:
+        masks: those that it masks there only: they are other after the optimizer's step.
+        ended_by: the argument with which these masks do not outlast the policy; empty if they do not anyhow.
+        gates: those whose gates it learns there; no other policy may mask them there only.
+    """
+
+    masks: frozenset[str] = frozenset()
+    ended_by: str = ""
+    gates: frozenset[str] = frozenset()
+
+
 class Policy:
     """WHEN something is done. Called only in the epochs of its window; every method may be left out."""
 
@@ -169,6 +127,13 @@ class Policy:
 
     def check(self, model: nn.Module) -> None:
         """Raise a DistillerError if the policy names what the model does not have, or cannot act on it."""
+
+    def check_epochs(self, window: EpochWindow) -> None:
+        """Raise a DistillerError if the policy cannot do in these epochs what it is asked to."""
+
+    def forward_acts(self, model: nn.Module) -> ForwardActs:
+        """What it does to the forward pass, by which the scheduler tells policies that cannot go together."""
+        return ForwardActs()
 
     def has_final_sparsity(self, ctx: StepContext) -> bool:
         """Whether, after epoch `ctx.epoch`, the policy has brought the model to the sparsity it ends with."""
@@ -199,10 +164,12 @@ class Pruner(ABC):
     Attributes:
         name: the instance's name in the schedule.
         rescales: its masks hold other values than 0 and 1, and must not act on the weights for good.
+        ranks_by_weight: what goes is told by the values of the weights.
     """
 
     name: str
     rescales: bool = False
+    ranks_by_weight: bool = True
 
     @abstractmethod
     def select(self, param_names: Sequence[str]) -> tuple[str, ...]:
@@ -234,6 +201,10 @@ class Pruner(ABC):
         {} where it depends on data or chance. Changes nothing, and draws no random numbers.
         """
         return {}
+
+    def too_small(self, params: Mapping[str, Tensor], ctx: StepContext) -> tuple[str, ...]:
+        """Those of the selected `params` of which not one element goes at the sparsity of `ctx.epoch`."""
+        return ()
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a restart, as plain data and tensors."""

@@ -67,6 +67,19 @@ def count_macs(model: nn.Module, dummy_input: Any) -> list[LayerCost]:
     return [cost for cost in ledger.in_order_of_running if cost.macs]
 
 
+def macs_of_call(call: Callable[[], Any]) -> int:
+    """The MACs of whatever tensor operations `call` does; it may do them on stand-ins without values."""
+    counted: list[int] = []
+    with torch.no_grad(), _without_fused_operations(), _CountingMode(counted.append):
+        call()
+    return sum(counted)
+
+
+def is_counted(operation: Any) -> bool:
+    """Whether an aten operation (an overload packet) counts by itself, not by what it is made of."""
+    return operation in _COUNTS
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode; each module's mode, and all buffers, as before afterwards."""

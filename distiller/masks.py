@@ -1,16 +1,18 @@
 """Masks by parameter: who set them, when they are applied, and the dense copies behind them.
 
 One entry per canonical parameter name. An entry's mask is the product of the masks in
-its slots: one slot for the pruner that owns the parameter, one for each regularizer.
+its slots: one slot for the pruner that owns the parameter, one for each regularizer. Each
+slot has rules of its own, how its mask acts on a step.
 Masks are applied with `torch._foreach_*` over the masked parameters only.
 Knows nothing about epochs, policies or how a mask is computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ PRUNER_SLOT = "pruner"
 
 @dataclass(frozen=True, slots=True)
 class MaskRules:
-    """How the mask of one parameter acts on a training step (Distiller's policy arguments).
+    """How the mask in one slot of a parameter acts on a training step (Distiller's policy arguments).
 
     Attributes:
         forward_only: the mask acts on the forward and backward pass, not after the optimizer's step;
@@ -48,32 +50,48 @@ class ParameterMasker:
     def __init__(self, param_name: str) -> None:
         self.param_name = param_name
         self.slots: dict[str, Tensor] = {}
-        self.rules = PLAIN_RULES
+        self.rules_of: dict[str, MaskRules] = {}
         self.dense: Tensor | None = None
         self.is_dirty = False
-        self._product: Tensor | None = None
+        self._products: dict[str, Tensor | None] = {}
+        self._rules: MaskRules | None = None
 
     @property
     def mask(self) -> Tensor | None:
         """The product of all slots, shape of the parameter; None when nothing is masked."""
-        if self._product is None and self.slots:
-            product, *others = self.slots.values()
-            for other in others:
-                product = product * other
-            self._product = product
-        return self._product
+        return self._product("all", lambda rules: True)
 
     @mask.setter
     def mask(self, mask: Tensor | None) -> None:
         self.put(PRUNER_SLOT, mask)
 
-    def put(self, slot: str, mask: Tensor | None) -> None:
-        """Replace the mask of one slot; None empties it."""
+    @property
+    def lasting_mask(self) -> Tensor | None:
+        """The product of the slots that act after the optimizer's step too."""
+        return self._product("lasting", lambda rules: not rules.forward_only)
+
+    @property
+    def gradient_mask(self) -> Tensor | None:
+        """The product of the slots that mask gradients."""
+        return self._product("gradient", lambda rules: rules.mask_gradients)
+
+    @property
+    def rules(self) -> MaskRules:
+        """What any of the slots asks for."""
+        if self._rules is None:
+            each = [astuple(rules) for rules in self.rules_of.values()]
+            self._rules = MaskRules(*map(any, zip(*each, strict=True)))
+        return self._rules
+
+    def put(self, slot: str, mask: Tensor | None, rules: MaskRules | None = None) -> None:
+        """Replace the mask of one slot, and with `rules` how it acts; None empties the slot."""
         if mask is None:
             self.slots.pop(slot, None)
+            self.rules_of.pop(slot, None)
         else:
             self.slots[slot] = mask
-        self._product = None
+            self.rules_of[slot] = rules or self.rules_of.get(slot, PLAIN_RULES)
+        self._products, self._rules = {}, None
         self.is_dirty = True
 
     def apply_mask(self, param: Tensor) -> Tensor:
@@ -82,6 +100,12 @@ class ParameterMasker:
             with torch.no_grad():
                 param.mul_(self.mask)
         return param
+
+    def _product(self, key: str, is_in: Callable[[MaskRules], bool]) -> Tensor | None:
+        if key not in self._products:
+            masks = [mask for slot, mask in self.slots.items() if is_in(self.rules_of[slot])]
+            self._products[key] = math.prod(masks[1:], start=masks[0]) if masks else None
+        return self._products[key]
 
 
 class MaskStore(Mapping[str, ParameterMasker]):
@@ -120,47 +144,36 @@ class MaskStore(Mapping[str, ParameterMasker]):
         self, name: str, mask: Tensor | None, slot: str = PRUNER_SLOT, rules: MaskRules | None = None
     ) -> None:
         """Set the mask of one slot of one parameter, and with `rules` how it acts."""
-        entry = self._maskers[name]
-        entry.put(slot, mask)
-        if rules is not None:
-            entry.rules = rules
+        self._maskers[name].put(slot, mask, rules)
 
     def apply_before_forward(self) -> None:
         """Mask what the optimizer or a new mask left unmasked; keep dense copies where asked."""
-        due = [
-            (param, entry)
-            for param, entry in self._entries_with_mask()
-            if entry.is_dirty or entry.rules.forward_only or entry.rules.double_copies
-        ]
-        for param, entry in due:
-            if entry.rules.double_copies:
+        due = []
+        for param, entry in self._entries_with_mask():
+            rules = entry.rules
+            if rules.double_copies:
                 entry.dense = param.detach().clone()
-        _multiply([(param.data, entry) for param, entry in due])
+            if entry.is_dirty or rules.forward_only or rules.double_copies:
+                due.append((param.data, entry))
+        _multiply([(data, entry.mask) for data, entry in due])
+        for _, entry in due:
+            entry.is_dirty = False
 
     def before_optimizer_step(self) -> None:
         """Put dense copies back, and mask the gradients where asked."""
         entries = self._entries_with_mask()
-        _multiply(
-            [
-                (param.grad, entry)
-                for param, entry in entries
-                if entry.rules.mask_gradients and param.grad is not None
-            ]
-        )
+        _multiply([(param.grad, entry.gradient_mask) for param, entry in entries if param.grad is not None])
         for param, entry in entries:
             if entry.dense is not None:
                 param.data.copy_(entry.dense)
                 entry.dense = None
 
     def apply_after_step(self) -> None:
-        """Mask what the optimizer changed, except where the mask acts on the forward pass only."""
-        _multiply(
-            [
-                (param.data, entry)
-                for param, entry in self._entries_with_mask()
-                if not entry.rules.forward_only
-            ]
-        )
+        """Mask what the optimizer changed, except by masks that act on the forward pass only."""
+        entries = self._entries_with_mask()
+        _multiply([(param.data, entry.lasting_mask) for param, entry in entries])
+        for _, entry in entries:
+            entry.is_dirty = entry.is_dirty and entry.rules.forward_only
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -171,7 +184,7 @@ class MaskStore(Mapping[str, ParameterMasker]):
         ]
         for param, entry in outermost:
             entry.dense = param.detach().clone()
-        _multiply([(param.data, entry) for param, entry in entries])
+        _multiply([(param.data, entry.mask) for param, entry in entries])
         try:
             yield
         finally:
@@ -191,7 +204,7 @@ class MaskStore(Mapping[str, ParameterMasker]):
                     entry.dense = cut(entry.dense, kept)
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks by parameter and slot (bool where they are 0/1), rules, and dense copies kept aside."""
+        """Masks (bool where they are 0/1) and rules by parameter and slot, and dense copies kept aside."""
         entries = {name: entry for name, entry in self._maskers.items() if entry.slots}
         return {
             "masks": {
@@ -199,11 +212,7 @@ class MaskStore(Mapping[str, ParameterMasker]):
                 for name, entry in entries.items()
             },
             "rules": {
-                name: {
-                    "forward_only": entry.rules.forward_only,
-                    "double_copies": entry.rules.double_copies,
-                    "mask_gradients": entry.rules.mask_gradients,
-                }
+                name: {slot: asdict(rules) for slot, rules in entry.rules_of.items()}
                 for name, entry in entries.items()
             },
             "dense": {name: entry.dense.cpu() for name, entry in entries.items() if entry.dense is not None},
@@ -213,7 +222,8 @@ class MaskStore(Mapping[str, ParameterMasker]):
         """Take masks over, and put dense copies back into the model: all of them, or nothing.
 
         Args:
-            state: as `state_dict` returns; a mask may also stand without its slot (the pruner's).
+            state: as `state_dict` returns; a mask may also stand without its slot (the pruner's), and
+                rules without theirs (then they are those of every slot).
 
         Raises:
             CheckpointError: as `check_state`.
@@ -222,7 +232,9 @@ class MaskStore(Mapping[str, ParameterMasker]):
         params, rules = dict(named_parameters(self._model)), state.get("rules", {})
         for name, slots in state.get("masks", {}).items():
             for slot, mask in _by_slot(slots).items():
-                self.put(name, mask.to(params[name]), slot, MaskRules(**rules.get(name, {})))
+                rule = rules.get(name, {})
+                rule = rule if _is_one_rule(rule) else rule.get(slot, {})
+                self.put(name, mask.to(params[name]), slot, MaskRules(**rule))
         for name, dense in state.get("dense", {}).items():
             params[name].data.copy_(dense)
 
@@ -244,12 +256,13 @@ class MaskStore(Mapping[str, ParameterMasker]):
         for name, rules in _part(state, "rules").items():
             if name not in params:
                 raise CheckpointError(f"rules['{name}']: the model has no such parameter")
-            if not isinstance(rules, Mapping) or any(
-                key not in known or not isinstance(rule, bool) for key, rule in rules.items()
-            ):
-                raise CheckpointError(
-                    f"rules['{name}']: must have true or false for {', '.join(known)}, got {rules!r}"
-                )
+            for rule in [rules] if _is_one_rule(rules) else rules.values():
+                if not isinstance(rule, Mapping) or any(
+                    key not in known or not isinstance(value, bool) for key, value in rule.items()
+                ):
+                    raise CheckpointError(
+                        f"rules['{name}']: must have true or false for {', '.join(known)}, got {rules!r}"
+                    )
 
     def _entries_with_mask(self) -> list[tuple[nn.Parameter, ParameterMasker]]:
         params = self.params
@@ -261,16 +274,12 @@ def create_model_masks_dict(model: nn.Module) -> dict[str, ParameterMasker]:
     return {name: ParameterMasker(name) for name, _ in named_parameters(model)}
 
 
-def _multiply(pairs: list[tuple[Tensor, ParameterMasker]]) -> None:
-    """Each tensor times its masker's mask, in place and in one sweep."""
-    tensors = [tensor for tensor, _ in pairs]
-    masks = [entry.mask for _, entry in pairs if entry.mask is not None]
-    assert len(masks) == len(tensors)
-    if tensors:
+def _multiply(pairs: list[tuple[Tensor, Tensor | None]]) -> None:
+    """Each tensor times its mask, where there is one, in place and in one sweep."""
+    masked = [(tensor, mask) for tensor, mask in pairs if mask is not None]
+    if masked:
         with torch.no_grad():
-            torch._foreach_mul_(tensors, masks)
-    for _, entry in pairs:
-        entry.is_dirty = False
+            torch._foreach_mul_([tensor for tensor, _ in masked], [mask for _, mask in masked])
 
 
 def _part(state: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -278,6 +287,11 @@ def _part(state: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     if not isinstance(part, Mapping):
         raise CheckpointError(f"{key}: must be by parameter name, got {type(part).__name__}")
     return part
+
+
+def _is_one_rule(rules: Any) -> bool:
+    """Whether rules stand without a slot."""
+    return not isinstance(rules, Mapping) or not all(isinstance(rule, Mapping) for rule in rules.values())
 
 
 def _by_slot(slots: Any) -> Mapping[str, Any]:

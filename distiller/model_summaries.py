@@ -1,4 +1,4 @@
-"""What a model is made of, as tables: sparsity, compute, modules.
+"""What a model is made of, as tables: sparsity, compute, modules, the operations of its graph.
 
 Everything is returned as a DataFrame or a text; nothing is printed.
 Knows nothing about training or data.
@@ -6,7 +6,8 @@ Knows nothing about training or data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 from distiller.dummy_input import get_dummy_input
 from distiller.errors import UsageError
+from distiller.graph import Op, SummaryGraph
+from distiller.graph_picture import draw_img_classifier_to_file
 from distiller.macs import count_macs
 from distiller.names import named_modules, named_parameters, unwrap
 from distiller.scheduler import CompressionScheduler
@@ -29,22 +32,28 @@ from distiller.tensor_stats import (
     sparsity_rows,
 )
 
-SUMMARIES = ("sparsity", "compute", "model", "modules")
+PICTURES = {"png": "", "png_w_params": "_w_params"}
+"""The summaries that are pictures of the graph, and what their files' names have behind the model's."""
+SUMMARIES = ("sparsity", "compute", "model", "modules", *PICTURES)
 
 
 def model_summary(
     model: nn.Module, what: str, dataset: str | None = None, logdir: str | Path | None = None
 ) -> str:
-    """One of the summaries of `--summary`, as a text.
+    """One of the summaries of `--summary`, as a text; of a picture, where it was written.
 
     Args:
         model: any model.
-        what: sparsity, compute, model or modules.
-        dataset: the data set whose image shape `compute` takes; default the model's `input_shape`.
-        logdir: an existing folder for `weights_sparsity.csv`, written by `sparsity`; default none.
+        what: sparsity, compute, model, modules, png or png_w_params.
+        dataset: the data set whose image shape `compute` and pictures take; default the model's
+            `input_shape`.
+        logdir: an existing folder for `weights_sparsity.csv`, written by `sparsity`; default none. The
+            folder, made when missing, for pictures, `<arch>.png` and `<arch>_w_params.png`; default the
+            current one.
 
     Raises:
         UsageError: no such summary, or the input shape is not known.
+        DistillerError: a picture cannot be made, see `draw_img_classifier_to_file`.
     """
     if what == "sparsity":
         if logdir is not None:
@@ -58,6 +67,12 @@ def model_summary(
         return str(model)
     if what == "modules":
         return _table(modules_summary(model))
+    if what in PICTURES:
+        arch = str(getattr(unwrap(model), "arch", type(unwrap(model)).__name__))
+        file_name = re.sub(r"[^\w.-]+", "_", arch) + PICTURES[what]  # of package.module:function too
+        path = Path(logdir or "") / f"{file_name}.png"
+        draw_img_classifier_to_file(model, path, dataset, display_param_nodes=what == "png_w_params")
+        return f"Saved the picture of the graph to: {path}"
     raise UsageError(f"model_summary: unknown summary '{what}'; there are {', '.join(SUMMARIES)}")
 
 
@@ -210,6 +225,50 @@ def modules_summary(model: nn.Module) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=pd.Index(["Name", "Type"]))
 
 
+def connectivity_summary(graph: SummaryGraph) -> pd.DataFrame:
+    """Columns Name, Type, Predecessors, Successors (lists of names) of each operation, as executed."""
+    rows = [[op.name, op.type, list(op.predecessors), list(op.successors)] for op in graph.ops.values()]
+    return pd.DataFrame(rows, columns=pd.Index(["Name", "Type", "Predecessors", "Successors"]))
+
+
+def connectivity_summary_verbose(graph: SummaryGraph) -> pd.DataFrame:
+    """What each operation reads and gives, tensor by tensor, in order of execution.
+
+    Columns: Name, Type; Inputs, a list of `name (shape)` of the operations, model inputs and parameters whose
+    tensors it reads; Outputs, a list of the shapes of its results.
+    """
+    rows = [
+        [op.name, op.type, _inputs(op, graph), [str(shape) for shape in op.output_shapes]]
+        for op in graph.ops.values()
+    ]
+    return pd.DataFrame(rows, columns=pd.Index(["Name", "Type", "Inputs", "Outputs"]))
+
+
+def connectivity_tbl_summary(graph: SummaryGraph, verbose: bool = False) -> str:
+    """`connectivity_summary`, or `connectivity_summary_verbose`, as a text with a line for each neighbour."""
+    table = connectivity_summary_verbose(graph) if verbose else connectivity_summary(graph)
+    return _table(table.map(lambda cell: "\n".join(cell) if isinstance(cell, list) else cell))
+
+
+def attributes_summary(graph: SummaryGraph, ignore_attrs: Collection[str] = ()) -> pd.DataFrame:
+    """Columns Name, Type, Attributes of each operation; the last a text with a line for each of `Op.attrs`.
+
+    Args:
+        graph: of any model.
+        ignore_attrs: those that are left out.
+    """
+    rows = []
+    for op in graph.ops.values():
+        lines = [f"{key}: {_pretty(value)}" for key, value in op.attrs.items() if key not in ignore_attrs]
+        rows.append([op.name, op.type, "\n".join(lines)])
+    return pd.DataFrame(rows, columns=pd.Index(["Name", "Type", "Attributes"]))
+
+
+def attributes_summary_tbl(graph: SummaryGraph, ignore_attrs: Collection[str] = ()) -> str:
+    """`attributes_summary` as a text."""
+    return _table(attributes_summary(graph, ignore_attrs))
+
+
 _STRUCTURES = {
     "Cols (%)": sparsity_cols,
     "Rows (%)": sparsity_rows,
@@ -269,6 +328,18 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 def _volume(shape: tuple[int, ...] | None) -> int:
     return 0 if shape is None else torch.Size(shape).numel()
+
+
+def _inputs(op: Op, graph: SummaryGraph) -> list[str]:
+    tensors = [f"{operand.source} {operand.shape}" for operand in op.operands]
+    return tensors + [f"{name} {graph.param_shape(name)}" for name in op.params]
+
+
+def _pretty(value: Any) -> str:
+    """1,234 of an integer, 12.3 of a float."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _table(rows: pd.DataFrame, formats: tuple[str, ...] = ("",)) -> str:

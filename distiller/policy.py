@@ -6,10 +6,11 @@ Knows nothing about YAML, the training loop or other policies.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from distiller.errors import DistillerError
 from distiller.graph import batch_norm_behind, model_graph
 from distiller.interfaces import (
     DataDrivenPruner,
+    EpochWindow,
+    ForwardActs,
     LossComponent,
     Policy,
     PolicyLoss,
@@ -31,12 +34,15 @@ from distiller.interfaces import (
 from distiller.learning_rate import advance_to
 from distiller.masks import PRUNER_SLOT, MaskRules
 from distiller.names import named_modules, named_parameters, owner
+from distiller.policy_args import PolicyArgsError, PruningArgs, RegularizationArgs
+from distiller.regularization.refusals import refuse_nan
 from distiller.tensor_cuts import TensorCuts
 
 __all__ = [
     "LRPolicy",
     "LossComponent",
     "Policy",
+    "PolicyArgsError",
     "PolicyLoss",
     "PruningArgs",
     "PruningPolicy",
@@ -53,42 +59,7 @@ ScheduledTrainingPolicy = Policy
 """Distiller's name of the base class."""
 
 
-@dataclass(frozen=True, slots=True)
-class PruningArgs:
-    """The `args:` of a pruning policy.
-
-    Attributes:
-        levels: stands in for the pruner's `levels` in this policy.
-        keep_mask: after the policy's last epoch the mask is a plain one, whatever it was until then.
-            (Without it the mask stays in force as it is.)
-        mini_batch_pruning_frequency: new masks every so many mini-batches too (0: once an epoch).
-        mask_on_forward_only: weights are masked for the forward and backward pass, not after the step.
-        mask_gradients: gradients are masked too; needs mask_on_forward_only.
-        use_double_copies: the optimizer updates dense copies of the weights.
-        discard_masks_at_minibatch_end: masks last one mini-batch.
-        skip_first_minibatch: masks are computed anew in the second mini-batch of training (when there are
-            gradients to rank by).
-        fold_batchnorm: rank convolution weights times gamma / sqrt(running_var + eps) of the batch norm
-            that follows; masks still go on the weights.
-    """
-
-    levels: Any = None
-    keep_mask: bool = False
-    mini_batch_pruning_frequency: int = 0
-    mask_on_forward_only: bool = False
-    mask_gradients: bool = False
-    use_double_copies: bool = False
-    discard_masks_at_minibatch_end: bool = False
-    skip_first_minibatch: bool = False
-    fold_batchnorm: bool = False
-
-    def __post_init__(self) -> None:
-        if self.mask_gradients and not self.mask_on_forward_only:
-            raise DistillerError("'mask_gradients' needs 'mask_on_forward_only: true'")
-        if self.mini_batch_pruning_frequency < 0:
-            raise DistillerError(
-                f"'mini_batch_pruning_frequency' must be 0 or more, got {self.mini_batch_pruning_frequency}"
-            )
+_LOG = logging.getLogger(__name__)
 
 
 class PruningPolicy(Policy):
@@ -112,16 +83,42 @@ class PruningPolicy(Policy):
         return self._select([name for name, _ in named_parameters(model)])
 
     def check(self, model: nn.Module) -> None:  # noqa: D102
+        pruner = type(self.pruner).__name__
         if self.pruner.rescales and not (self.args.use_double_copies and self.args.mask_on_forward_only):
-            raise DistillerError(
-                f"{type(self.pruner).__name__} scales up what it keeps, so that the weights would grow at "
-                "every step; it needs args: {use_double_copies: true, mask_on_forward_only: true}"
+            raise PolicyArgsError(
+                f"{pruner} scales up what it keeps, which would grow at every step; "
+                "it needs args: {use_double_copies: true, mask_on_forward_only: true}"
             )
+        if self.pruner.rescales and self.args.keep_mask:
+            raise PolicyArgsError(
+                f"'keep_mask' is not for {pruner}, which scales up what it keeps: it would grow at every step"
+            )
+        if self.args.fold_batchnorm and not self.pruner.ranks_by_weight:
+            raise PolicyArgsError(f"'fold_batchnorm' is for pruners that rank by weight, {pruner} does not")
         params = dict(named_parameters(model))
-        selected = {name: params[name].detach() for name in self.selected(model)}
+        selected: dict[str, Tensor] = {name: params[name] for name in self.selected(model)}
         self.pruner.check(selected)
         if self.args.fold_batchnorm:
-            self._folded(selected, model)
+            folded = self._folded(dict(selected), model)
+            if all(folded[name] is param for name, param in selected.items()):
+                raise PolicyArgsError(
+                    "'fold_batchnorm' has nothing to fold: no batch norm of its own is behind "
+                    + ", ".join(selected)
+                )
+
+    def check_epochs(self, window: EpochWindow) -> None:  # noqa: D102
+        if self.args.skip_first_minibatch and window.start > 0:
+            raise PolicyArgsError(
+                "'skip_first_minibatch' acts in the second mini-batch of epoch 0, and the policy begins in "
+                f"epoch {window.start}; leave it out"
+            )
+
+    def forward_acts(self, model: nn.Module) -> ForwardActs:  # noqa: D102
+        if not self.args.mask_on_forward_only:
+            return ForwardActs()
+        ends = self.args.keep_mask or self.args.discard_masks_at_minibatch_end
+        end_by = "discard_masks_at_minibatch_end" if self.pruner.rescales else "keep_mask"
+        return ForwardActs(masks=frozenset(self.selected(model)), ended_by="" if ends else end_by)
 
     def on_epoch_begin(self, ctx: StepContext) -> None:  # noqa: D102
         self._has_ranked = False
@@ -131,6 +128,18 @@ class PruningPolicy(Policy):
 
     def on_minibatch_begin(self, ctx: StepContext) -> None:  # noqa: D102
         frequency = self.args.mini_batch_pruning_frequency
+        if (
+            frequency
+            and ctx.minibatch == 0
+            and ctx.epoch == ctx.window.start
+            and not _is_ever_due(frequency, ctx)
+        ):
+            _LOG.warning(
+                "%s: mini_batch_pruning_frequency %d: never comes in epochs %d..%d, of %d mini-batches each; "
+                "masks are computed once an epoch",
+                type(self.pruner).__name__, frequency, ctx.window.start, ctx.window.last,
+                ctx.minibatches_per_epoch,
+            )  # fmt: skip
         is_due = bool(ctx.minibatch) and frequency > 0 and ctx.global_step % frequency == 0
         is_due = is_due or (self.args.skip_first_minibatch and ctx.global_step == 1)
         if is_due or self._first_is_due(FIRST_MASKS_AFTER):
@@ -166,9 +175,23 @@ class PruningPolicy(Policy):
         with self._own_levels():
             return self.pruner.target_sparsity(ctx)
 
+    def never_pruned(self, ctx: StepContext) -> tuple[str, ...]:
+        """The selected parameters that are too small for the sparsity of any epoch: nothing of them goes."""
+        params = dict(named_parameters(ctx.model))
+        selected = {name: params[name] for name in self.selected(ctx.model)}
+        with self._own_levels():  # sparsity rises or falls all the way: its ends tell
+            at_ends = [
+                set(self.pruner.too_small(selected, replace(ctx, epoch=epoch)))
+                for epoch in (ctx.window.start, ctx.window.last)
+            ]
+        return tuple(name for name in selected if all(name in small for small in at_ends))
+
     def has_final_sparsity(self, ctx: StepContext) -> bool:
-        """Whether the sparsity aimed at in `ctx.epoch` is that of the last active epoch."""
-        if ctx.epoch >= ctx.window.last:
+        """Whether the sparsity aimed at in `ctx.epoch` is that of the last active epoch.
+
+        Where masks last one mini-batch nothing is pruned for good, and there is no sparsity to come to.
+        """
+        if self.args.discard_masks_at_minibatch_end or ctx.epoch >= ctx.window.last:
             return True
         latest = ctx.window.latest(ctx.epoch)
         if latest is None:
@@ -242,18 +265,6 @@ class PruningPolicy(Policy):
             ctx.masks.put(name, None)
 
 
-@dataclass(frozen=True, slots=True)
-class RegularizationArgs:
-    """The `args:` of a regularization policy.
-
-    Attributes:
-        keep_mask: what lies under the regularizer's threshold after the last mini-batch of the last
-            epoch stays masked.
-    """
-
-    keep_mask: bool = False
-
-
 class RegularizationPolicy(Policy):
     """Adds a regularizer's penalty to the loss, and masks what lies under its threshold."""
 
@@ -262,7 +273,17 @@ class RegularizationPolicy(Policy):
         self.args = RegularizationArgs(keep_mask)
 
     def check(self, model: nn.Module) -> None:  # noqa: D102
-        self.regularizer.select([name for name, _ in named_parameters(model)])
+        params = dict(named_parameters(model))
+        selected = {name: params[name].detach() for name in self.regularizer.select(list(params))}
+        if self.args.keep_mask and not self.regularizer.threshold_masks(selected):
+            raise PolicyArgsError(
+                f"'keep_mask' keeps what lies under a threshold, and '{self.regularizer.name}' has none; "
+                "give it threshold_criteria where its class takes them, or leave keep_mask out"
+            )
+
+    def on_epoch_begin(self, ctx: StepContext) -> None:
+        """Refuse parameters that hold NaN."""
+        refuse_nan(self.regularizer.name, self._params(ctx))
 
     def before_backward_pass(self, ctx: StepContext, loss: Tensor) -> PolicyLoss:  # noqa: D102
         penalty = self.regularizer.penalty(self._params(ctx))
@@ -333,6 +354,17 @@ class LRPolicy(Policy):
         self.lr_scheduler.load_state_dict(
             {key: Counter(value) if key in counted else value for key, value in state.items()}
         )
+
+
+def _is_ever_due(frequency: int, ctx: StepContext) -> bool:
+    """Whether a mini-batch other than an epoch's first has a number that `frequency` divides."""
+    length, window = ctx.minibatches_per_epoch or 1, ctx.window
+    if frequency < length:
+        return True
+    if frequency % length == 0:
+        return False
+    steps = range(frequency, (window.last + 1) * length, frequency)
+    return any(step % length and step // length in window.epochs for step in steps)
 
 
 def _following_batch_norms(model: nn.Module) -> dict[str, str]:

@@ -5,10 +5,19 @@ in its first line:
 
     # yaml-language-server: $schema=../schedule.schema.json
 
-The schema is made of what the loader checks by: the registries, the constructors' signatures, the shape of
-a policy. It refuses what the loader refuses without looking at the model, but for what JSON cannot tell:
-2.0 is not 2 to the loader, two names may be one, and of the schedulers in `schedule_shape.CYCLIC` there
-may be one. Knows nothing about models, or which values make sense.
+The schema is made of what the loader checks by: the registries, the constructors' signatures with the ranges
+that their annotations give (`signatures.Checked`), the shape of a policy. What it refuses, the loader
+refuses. What the loader refuses beyond that takes the model, or is left to it:
+
+- the relation of two values: epochs that ascend, `frequency` within them, low and high, n and m, an initial
+  sparsity that equals the final one, policies that conflict, `args` that need or exclude each other, or
+  that do not suit the component (`levels` are of the component's kind, but any to the schema);
+- names: a policy's `instance_name` that no component has, two names that are one, several schedulers of
+  `schedule_shape.CYCLIC`, classes of one's own;
+- values of learning-rate schedulers and quantizers, beyond their types;
+- 2.0 where a whole number is wanted, which JSON does not tell from 2.
+
+Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -25,6 +34,7 @@ from pydantic_core import PydanticOmit
 from distiller.atomic_file import write_whole
 from distiller.config import KINDS, Kind
 from distiller.docstrings import read_arguments, read_docstring
+from distiller.pruning.settings import LONGEST
 from distiller.signatures import settings_model
 
 __all__ = ["schedule_schema", "schema_text", "settings_schema"]
@@ -94,19 +104,27 @@ _EPOCHS: Schema = {
     "epochs": {
         "description": "The epochs in which it acts, ascending from 0. Instead of the three keys below.",
         "type": ["array", "null"],
-        "items": {"type": "integer"},
+        "items": {"type": "integer", "minimum": 0, "maximum": LONGEST},
+        "minItems": 1,
+        "uniqueItems": True,
     },
     "starting_epoch": {
         "description": "The first epoch in which it acts; epochs count from 0.",
         "type": ["integer", "null"],
+        "minimum": 0,
+        "maximum": LONGEST,
     },
     "ending_epoch": {
         "description": "The first epoch in which it no longer acts.",
         "type": ["integer", "null"],
+        "minimum": 1,
+        "maximum": LONGEST,
     },
     "frequency": {
         "description": "Every how many epochs it acts.",
         "type": ["integer", "null"],
+        "minimum": 1,
+        "maximum": LONGEST,
         "default": 1,
     },
 }
@@ -129,6 +147,24 @@ _ONE_WAY_TO_SAY_WHEN: list[Schema] = [
         "required": ["epochs"],
     },
 ]
+_BLOCK_SHAPE: Schema = {
+    "type": "object",
+    "properties": {
+        "block_shape": {
+            "type": "array",
+            "prefixItems": [*2 * [{"type": "integer", "minimum": 1}], *2 * [{"const": 1}]],
+            "minItems": 4,
+            "maxItems": 4,
+        }
+    },
+    "required": ["block_shape"],
+    "additionalProperties": False,
+}
+_BLOCKS_HAVE_A_SHAPE: Schema = {
+    "if": {"properties": {"group_type": {"const": "Blocks"}}, "required": ["group_type"]},
+    "then": {"properties": {"kwargs": _BLOCK_SHAPE}, "required": ["kwargs"]},
+    "else": {"properties": {"kwargs": {"maxProperties": 0}}},
+}
 _DOTTED_PATH = r"^[^.]+(\.[^.]+)+$"
 
 
@@ -197,7 +233,10 @@ def _policy_of(kind: Kind) -> Schema:
 
 
 def _beside_class(settings: Schema) -> Schema:
-    return {**settings, "properties": {"class": {}, **settings["properties"]}}
+    """The settings of a component, where its class stands too, and what they have to do with each other."""
+    properties = {"class": {}, **settings["properties"]}
+    rules = _BLOCKS_HAVE_A_SHAPE if {"group_type", "kwargs"} <= properties.keys() else {}
+    return {**settings, "properties": properties, **rules}
 
 
 def _definition(kind: Kind, name: str) -> str:
@@ -244,15 +283,27 @@ class _Settings(GenerateJsonSchema):
         return False
 
 
-def _main(arguments: Sequence[str]) -> None:
+def _main(arguments: Sequence[str]) -> int:
+    """The command; returns the exit status."""
     match arguments:
         case []:
-            sys.stdout.write(schema_text())
-        case ["-o", file]:
-            write_whole(file, schema_text())
+            file = None
+        case ["-o", file] if file and not file.startswith("-"):
+            pass
         case _:
-            raise SystemExit("usage: python -m distiller.schedule_schema [-o FILE]")
+            sys.stderr.write("usage: python -m distiller.schedule_schema [-o FILE]\n")
+            return 0 if arguments == ["--help"] else 2
+    try:
+        if file is None:
+            sys.stdout.write(schema_text())
+            sys.stdout.flush()
+        else:
+            write_whole(file, schema_text())
+    except OSError as error:
+        sys.stderr.write(f"{file or 'standard output'}: cannot be written: {error.strerror}\n")
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1:])
+    raise SystemExit(_main(sys.argv[1:]))

@@ -69,6 +69,7 @@ class Document:
         "levels['fc'] must be ..." that is `levels.fc`. Of several, the one that it names first.
         """
         best, most, first = root, 0, 0
+        message = re.sub(r"got [\[{].*", "", message)  # of what was got as a whole, no part is meant
         for path, text in self.texts(root):
             keys = [part for part in path[len(root) :] if isinstance(part, str)]
             last = _mention(text, message) if path[-1] == text else message.find(f"'{text}'")

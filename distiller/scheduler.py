@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from distiller.errors import CheckpointError, DistillerError, PolicyConflictError, UsageError, require
+from distiller.errors import CheckpointError, DistillerError, UsageError, require
 from distiller.interfaces import EpochWindow, LossComponent, Policy, PolicyLoss, StepContext
 from distiller.masks import MaskStore, ParameterMasker, create_model_masks_dict
-from distiller.names import named_parameters
+from distiller.names import named_parameters, strip_wrappers
 from distiller.policy import PruningPolicy
+from distiller.policy_conflicts import refuse_conflicts
 
 _LOG = logging.getLogger(__name__)
 
@@ -72,9 +73,12 @@ class CompressionScheduler:
         self.policies: list[ScheduledPolicy] = []
         if zeros_mask_dict:
             tensors = {name: getattr(mask, "mask", mask) for name, mask in zeros_mask_dict.items()}
-            self.masks.load_state_dict(
-                {"masks": {name: mask for name, mask in tensors.items() if mask is not None}}
-            )
+            masks = {
+                name if name in self.masks else strip_wrappers(name): mask
+                for name, mask in tensors.items()
+                if mask is not None
+            }
+            self.masks.load_state_dict({"masks": masks})
 
     def add_policy(
         self,
@@ -92,14 +96,16 @@ class CompressionScheduler:
 
         Raises:
             DistillerError: the epochs are given twice, not at all, or make no window.
-            PolicyConflictError: another pruner has one of its parameters in overlapping epochs.
+            PolicyConflictError: another policy, in overlapping epochs, does what this one cannot go with
+                (`policy_conflicts`).
             UnknownNameError: the policy names what the model does not have.
         """
         require(policy, Policy, "add_policy: policy", "a Policy")
         window = make_window(epochs, starting_epoch, ending_epoch, frequency)
         policy.check(self.model)
+        policy.check_epochs(window)
         entry = ScheduledPolicy(policy, window, name or type(policy).__name__, dict(settings or {}))
-        self._refuse_overlap(entry)
+        refuse_conflicts(entry, self.policies, self.model)
         self.policies.append(entry)
 
     @property
@@ -226,6 +232,13 @@ class CompressionScheduler:
                     f"{entry.name}: does not come to its final sparsity, which it has in epoch "
                     f"{window.last}; {epochs}"
                 )
+            if window.acts_between(start, end) and isinstance(entry.policy, PruningPolicy):
+                small = entry.policy.never_pruned(self._context(entry, start, None))
+                if small:
+                    notes.append(
+                        f"{entry.name}: prunes nothing of {', '.join(small)}: too small for the sparsity "
+                        "aimed at, not a single element or group of elements of it would go"
+                    )
         return notes
 
     def describe(self, epoch: int, optimizer: Optimizer | None = None) -> list[str]:
@@ -316,22 +329,6 @@ class CompressionScheduler:
         return StepContext(
             self.model, self.masks, optimizer, entry.window, epoch, minibatch, minibatches_per_epoch, policies
         )
-
-    def _refuse_overlap(self, new: ScheduledPolicy) -> None:
-        if not isinstance(new.policy, PruningPolicy):
-            return
-        names = set(new.policy.selected(self.model))
-        for old in self.policies:
-            if not isinstance(old.policy, PruningPolicy):
-                continue
-            shared = names.intersection(old.policy.selected(self.model))
-            if shared and old.window.start <= new.window.last and new.window.start <= old.window.last:
-                more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
-                raise PolicyConflictError(
-                    f"'{old.name}' (epochs {old.window.start}..{old.window.last}) and '{new.name}' "
-                    f"(epochs {new.window.start}..{new.window.last}) both prune '{min(shared)}'{more}; "
-                    "let one end before the other begins"
-                )
 
 
 def _shown(settings: Mapping[str, Any], key: str) -> str:

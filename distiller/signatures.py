@@ -1,7 +1,8 @@
 """What a class accepts from a schedule, read off its constructor and checked by pydantic.
 
-The class never sees the schedule. Parameters that the schedule's reader supplies itself
-(`model`, `optimizer`, ...) are left out, and functions are not offered: a file cannot hold one.
+The class never sees the schedule. What of a type is refused, a `Checked` in an annotation says, to the
+schedule's reader and to editors. Parameters that the reader supplies itself (`model`, `optimizer`, ...) are
+left out, and functions are not offered: a file cannot hold one.
 Knows nothing about registries.
 """
 
@@ -12,15 +13,40 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic_core import core_schema
 
 from distiller.errors import did_you_mean
 from distiller.schedule_yaml import shown
 
 INJECTED = ("model", "optimizer", "name", "last_epoch")
+
+
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """A mark in an annotation: `Annotated[float, Checked(refuse, {"minimum": 0})]`.
+
+    Attributes:
+        refuse: raises a DistillerError, as "must be 0 or more, got -1", unless a value of the type is taken.
+        schema: keywords of JSON Schema that refuse the same values.
+    """
+
+    refuse: Callable[[Any], object]
+    schema: Mapping[str, Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        def checked(value: Any) -> Any:
+            self.refuse(value)
+            return value
+
+        return core_schema.no_info_after_validator_function(checked, handler(source))
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
+        return {**handler(core), **self.schema}
 
 
 @cache
@@ -94,7 +120,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
         name: getattr(collections.abc, name) for name in collections.abc.__all__
     }  # torch hides its imports
     try:
-        return typing.get_type_hints(function, localns=names)
+        return typing.get_type_hints(function, localns=names, include_extras=True)
     except NameError:
         return {}
 
@@ -102,6 +128,8 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 def _as_yaml(annotation: Any, default: Any) -> Any:
     """An annotation in the types that YAML gives: sequences are lists, mappings dicts."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return Annotated[_as_yaml(args[0], default), *args[1:]]  # type: ignore[valid-type]
     if origin in (collections.abc.Iterable, collections.abc.Sequence, tuple, list):
         items = [arg for arg in args if arg is not Ellipsis]
         return list[_as_yaml(items[0], ...)] if items else list  # type: ignore[misc]
@@ -148,6 +176,8 @@ _WANTED = {
 def _text(detail: Any, factory: Callable[..., Any], accepted: list[str]) -> str:
     kind, value = detail["type"], detail["input"]
     name = getattr(factory, "__name__", str(factory))
+    if kind == "value_error":  # of a `Checked`
+        return detail["msg"].removeprefix("Value error, ")
     if kind == "missing":
         return f"missing; {name} needs it"
     if kind == "extra_forbidden":

@@ -34,6 +34,22 @@ def cut(tensor: Tensor, kept: Kept) -> Tensor:
     return result
 
 
+def replace_data(tensor: Tensor, data: Tensor) -> None:
+    """Give a parameter or buffer, which stays the same object, data of another shape; its gradient goes.
+
+    PyTorch holds the gradients to the shape that a parameter had in a graph for as long as something of that
+    graph is alive, as the loss of the last mini-batch; only a change of type makes it forget.
+
+    Args:
+        tensor: a leaf.
+        data: of its type.
+    """
+    tensor.grad = None
+    other = torch.float64 if tensor.dtype != torch.float64 else torch.float32
+    tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+    tensor.data = data
+
+
 def cut_shape(shape: Sequence[int], kept: Kept) -> tuple[int, ...]:
     """The shape of what stays of a tensor of that shape."""
     return tuple(len(kept[dim]) if dim in kept else size for dim, size in enumerate(shape))

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distiller.errors import UsageError
+
 __all__ = [
     "COUNTING_NORMS",
     "ThinnedLayerNorm",
@@ -118,14 +120,22 @@ class ThinnedMultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `nn.MultiheadAttention.forward`: the same arguments, shapes and results."""
+        """As `nn.MultiheadAttention.forward`: the same arguments, shapes and results.
+
+        Raises:
+            UsageError: `is_causal`, which is a hint about `attn_mask`, without one.
+        """
+        if is_causal and attn_mask is None:
+            raise UsageError("attention: is_causal says what attn_mask is, got no attn_mask; give it too")
         is_batched = query.dim() == 3
-        inputs = [x if is_batched else x.unsqueeze(0 if self.batch_first else 1) for x in (query, key, value)]
+        projected = self._projected(query, key, value)
+        if not is_batched:
+            projected = [x.unsqueeze(0 if self.batch_first else 1) for x in projected]
         if not self.batch_first:
-            inputs = [x.transpose(0, 1) for x in inputs]
+            projected = [x.transpose(0, 1) for x in projected]
         q, k, v = (
             x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (N, heads, length, head_dim)
-            for x in self._projected(*inputs)
+            for x in projected
         )
         bias = _attention_bias(q, k, attn_mask, key_padding_mask)
         dropout = self.dropout if self.training else 0.0
@@ -134,8 +144,6 @@ class ThinnedMultiheadAttention(nn.MultiheadAttention):
             scores = q @ k.transpose(-2, -1) / math.sqrt(self.head_dim)
             weights = F.dropout((scores if bias is None else scores + bias).softmax(-1), dropout)
             heads = weights @ v
-        elif bias is None and is_causal:
-            heads = F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True)
         else:
             heads = F.scaled_dot_product_attention(q, k, v, bias, dropout)
         result = self.out_proj(heads.transpose(1, 2).flatten(2))
@@ -148,14 +156,16 @@ class ThinnedMultiheadAttention(nn.MultiheadAttention):
             weights = weights.mean(-3)
         return result, weights
 
-    def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+    def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> Sequence[Tensor]:
+        if self.in_proj_weight is not None and query is key is value:
+            return F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
         if self.in_proj_weight is not None:
             weights: Sequence[Tensor] = self.in_proj_weight.chunk(3)
         else:
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         biases: Sequence[Any] = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         inputs = (query, key, value)
-        return tuple(F.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True))
+        return [F.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True)]
 
 
 COUNTING_NORMS = (ThinnedLayerNorm, ThinnedRMSNorm)

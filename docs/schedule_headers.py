@@ -29,8 +29,8 @@ INTRODUCTION = """\
 Each file opens with its purpose, its command and what was measured with it: top-1 of the 10,000 test images
 of Fashion-MNIST, one run and one seed each. `make results-schedules` measures them anew; on another machine
 the numbers come out a little different. The networks are small and the trainings short: the 95 % intervals in
-the headers are 1.2 percentage points wide, so that differences of a few tenths mean nothing, and a pruned
-network may be better than the dense one because it was trained for longer.
+the headers are more than a percentage point wide, so that differences of a few tenths mean nothing, and a
+pruned network may be better than the dense one because it was trained for longer.
 
 How to write a schedule of your own is in [docs/schedules.md](../docs/schedules.md), what each class does in
 [docs/reference](../docs/reference/README.md).

@@ -34,6 +34,7 @@ ACCEPTED = [
     (["--reset-optimizer"], SWITCH, "reset_optimizer", True, False),
     (["-e", "--evaluate"], SWITCH, "evaluate", True, False),
     (["--summary"], "Sparsity", "summary", ["sparsity"], None),
+    (["--export-onnx"], "x.onnx", "export_onnx", "x.onnx", None),
     (["--compress"], "s.yaml", "compress", "s.yaml", None),
     (["--sense"], "Filter", "sensitivity", "filter", None),
     (["--deterministic", "--det"], SWITCH, "deterministic", True, False),
@@ -57,6 +58,7 @@ ACCEPTED = [
     (["--greedy-target-density"], "0.5", "greedy_target_density", 0.5, None),
     (["--greedy-pruning-step"], "0.2", "greedy_pruning_step", 0.2, 0.1),
     (["--greedy-finetuning-policy"], "Linear-Grow", "greedy_finetuning_policy", "linear-grow", "constant"),
+    (["--thinnify"], SWITCH, "thinnify", True, False),
     (["--load-serialized"], SWITCH, "load_serialized", True, False),
     (["--quantize-eval", "--qe"], SWITCH, "quantize_eval", True, False),
     (["--qe-mode", "--qem"], "ASYM_S", "qe_mode", "asym_s", "sym"),
@@ -89,8 +91,6 @@ ADDED = [
 REFUSED = {
     "--activation-histograms": "activation histograms",
     "--act-hist": "activation histograms",
-    "--export-onnx": "ONNX export",
-    "--thinnify": "thinning",
     "--earlyexit_lossweights": "early exit",
     "--earlyexit_thresholds": "early exit",
     "--qe-convert-pytorch": "conversion to PyTorch's quantized modules",
@@ -174,22 +174,16 @@ def test_there_is_no_other_flag():
     assert {flag for action in make_parser()._actions for flag in action.option_strings} == known
 
 
-@pytest.mark.parametrize("what", ["png", "PNG_w_params"])
-def test_graph_pictures_are_refused_by_name(capsys, what):
-    assert (
-        message(capsys, "--summary", what)
-        == f"--summary {what.lower()}: graph pictures are not available in this version"
-    )
-
-
 def test_an_unknown_summary(capsys):
     assert message(capsys, "--summary", "size") == (
-        "argument --summary: invalid choice: 'size' (choose from sparsity, compute, model, modules)"
+        "argument --summary: invalid choice: 'size' (choose from sparsity, compute, model, modules, png, "
+        "png_w_params)"
     )
 
 
 def test_summaries_add_up():
-    assert parse("--summary", "compute", "--summary", "sparsity").summary == ["compute", "sparsity"]
+    args = parse("--summary", "compute", "--summary", "PNG_w_params")
+    assert args.summary == ["compute", "png_w_params"]
 
 
 def test_layers_and_plugins_may_be_several():
@@ -341,7 +335,7 @@ def test_the_deprecated_resume_resets_the_optimizer():
 
 def test_main_refuses_before_anything_is_imported(capsys):
     with pytest.raises(SystemExit) as end:
-        main(["--thinnify"])
+        main(["--lapq-maxiter"])
     assert end.value.code == 2
 
 

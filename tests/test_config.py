@@ -233,7 +233,7 @@ def test_levels_of_a_policy_are_checked_before_training(load):
         "did you mean 'fc.weight'?"
     ]
     assert faults(load, LEVELS.replace("fc.weigth: 0.5", "fc.weight: 1.5")) == [
-        ":7    policies[0].pruner.args.levels.fc.weight: levels['fc.weight'] must be in [0, 1), got 1.5"
+        ":7    policies[0].pruner.args.levels.fc.weight: must be in [0, 1), got 1.5"
     ]
     assert faults(load, LEVELS.replace("{fc.weigth: 0.5}", "much")) == [
         ":7    policies[0].pruner.args.levels: must be a mapping (name: value), got 'much'"
@@ -253,6 +253,13 @@ def test_faults_of_shape_and_of_content_are_told_together(load):
     assert faults(load, text) == [
         ":4    pruners.agp.class: unknown class 'AutomatedGradualPrunner'; did you mean 'AutomatedGradualPruner'?",
         ":26   policies[1].frequncy: unknown; did you mean 'frequency'?",
+    ]
+
+
+def test_a_schedule_without_policies_is_told_so(load):
+    """DEFECT of Distiller: a NameError of a variable of its own."""
+    assert faults(load, "pruners:\n  p: {class: MagnitudeParameterPruner, thresholds: {'*': 0.1}}\n") == [
+        ":1    missing section 'policies': nothing says when anything happens"
     ]
 
 
@@ -293,7 +300,7 @@ def test_overlapping_pruners_are_refused(load):
 
 def test_a_constructors_own_refusal_is_told_at_the_key_that_it_names(load):
     assert faults(load, GOOD.replace("final_sparsity: 0.8", "final_sparsity: 1.5")) == [
-        ":6    pruners.agp.final_sparsity: final_sparsity must be in [0, 1), got 1.5"
+        ":6    pruners.agp.final_sparsity: must be in [0, 1), got 1.5"
     ]
 
 

@@ -92,6 +92,43 @@ def test_gradients_are_masked_where_asked(masked):
     assert torch.equal(weight.grad, mask)
 
 
+def test_each_slot_acts_by_its_own_rules(masked):
+    """The rules of one parameter's entry were those of who set its mask last."""
+    store, weight, mask = masked
+    gate = torch.full_like(mask, 0.5)
+    gated = MaskRules(forward_only=True, double_copies=True, mask_gradients=True)
+    for first, second in ((("gate", gate, gated), ("pruner", mask, MaskRules())), (("pruner", mask, MaskRules()), ("gate", gate, gated))):  # fmt: skip
+        for slot, values, rules in (first, second):
+            store.put(NAME, values, slot, rules)
+        weight.data.fill_(2.0)
+        weight.grad = torch.ones_like(weight)
+        store.apply_before_forward()
+        assert torch.equal(weight, 2 * mask * gate)
+        store.before_optimizer_step()
+        assert torch.equal(weight, torch.full_like(weight, 2.0))
+        assert torch.equal(weight.grad, gate)
+        weight.data.add_(1.0)
+        store.apply_after_step()
+        assert torch.equal(weight, 3 * mask)
+        assert store[NAME].rules == gated
+
+
+def test_rules_of_several_slots_survive_a_restart(masked, tiny_cnn):
+    store, _, mask = masked
+    store.put(NAME, mask, rules=MaskRules())
+    store.put(NAME, mask, "gate", MaskRules(forward_only=True))
+    restored = MaskStore(tiny_cnn)
+    restored.load_state_dict(store.state_dict())
+    assert restored[NAME].rules_of == {"pruner": MaskRules(), "gate": MaskRules(forward_only=True)}
+
+
+def test_rules_without_a_slot_are_those_of_every_slot(masked, tiny_cnn):
+    store, _, mask = masked
+    rules = {"forward_only": True, "double_copies": False, "mask_gradients": False}
+    store.load_state_dict({"masks": {NAME: {"pruner": mask, "gate": mask}}, "rules": {NAME: rules}})
+    assert store[NAME].rules_of == dict.fromkeys(("pruner", "gate"), MaskRules(forward_only=True))
+
+
 def test_state_survives_a_restart_with_the_dense_weights_behind_the_masks(masked, tiny_cnn):
     store, weight, mask = masked
     dense = weight.detach().clone()

@@ -222,6 +222,19 @@ def test_levels_are_for_pruners_that_have_levels():
     ("arguments", "text"),
     [
         ({"mask_gradients": True}, "'mask_gradients' needs 'mask_on_forward_only: true'"),
+        (
+            {"use_double_copies": True},
+            "'use_double_copies' needs 'mask_on_forward_only: true'; without it masks act after each step too, "
+            "and nothing is left of the dense copies",
+        ),
+        (
+            {"keep_mask": True, "discard_masks_at_minibatch_end": True},
+            "'keep_mask' has no mask to keep with 'discard_masks_at_minibatch_end'; leave one of them out",
+        ),
+        (
+            {"mini_batch_pruning_frequency": 10**12},
+            "'mini_batch_pruning_frequency' must be at most 1000000000, got 1000000000000",
+        ),
         ({"mini_batch_pruning_frequency": -1}, "'mini_batch_pruning_frequency' must be 0 or more, got -1"),
     ],
 )
@@ -229,6 +242,31 @@ def test_arguments_that_make_no_sense_are_refused(arguments, text):
     with pytest.raises(DistillerError) as caught:
         PruningArgs(**arguments)
     assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    ("frequency", "start", "last", "is_told"),
+    [
+        (3, 0, 0, False),
+        (4, 0, 5, True),
+        (7, 0, 0, True),
+        (7, 0, 1, False),
+        (7, 2, 2, True),
+        (100, 0, 5, True),
+    ],
+)
+def test_a_frequency_that_never_comes_is_told_when_the_policy_begins(
+    tiny_cnn, caplog, frequency, start, last, is_told
+):
+    """Of 4 mini-batches an epoch, the first of which has new masks anyhow."""
+    scheduler = CompressionScheduler(tiny_cnn)
+    policy = PruningPolicy(HalfPruner("conv2.weight"), {"mini_batch_pruning_frequency": frequency})
+    scheduler.add_policy(policy, epochs=list(range(start, last + 1)))
+    train(tiny_cnn, scheduler, range(start, last + 1), batches=4)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"HalfPruner: mini_batch_pruning_frequency {frequency}: never comes in epochs {start}..{last}, of 4 "
+        "mini-batches each; masks are computed once an epoch"
+    ] * is_told
 
 
 class Watcher(DataDrivenPruner):
@@ -286,13 +324,13 @@ def test_weights_are_refitted_with_new_masks(tiny_cnn):
     assert torch.equal(tiny_cnn.conv2.weight, 2 * before * every_other(before))
 
 
-@pytest.mark.parametrize("args", [{}, {"use_double_copies": True}, {"mask_on_forward_only": True}])
+@pytest.mark.parametrize("args", [{}, {"mask_on_forward_only": True}])
 def test_masks_that_rescale_must_not_act_on_the_weights_for_good(tiny_cnn, args):
     policy = PruningPolicy(BernoulliFilterPruner("b", "Filters", 0.5, ["conv2.weight"]), args)
     with pytest.raises(DistillerError) as caught:
         policy.check(tiny_cnn)
     assert str(caught.value) == (
-        "BernoulliFilterPruner scales up what it keeps, so that the weights would grow at every step; "
+        "BernoulliFilterPruner scales up what it keeps, which would grow at every step; "
         "it needs args: {use_double_copies: true, mask_on_forward_only: true}"
     )
 

@@ -26,7 +26,7 @@ def test_every_public_name_is_there_and_listed_once():
     create_mask_level_criterion create_mask_sensitivity_criterion group_threshold_mask mask_tensor norms.l1_norm
     norms.l2_norm norms.max_norm model_find_param model_find_module_name has_children model_device
     get_dummy_input set_deterministic pruning.L1RankedStructureParameterPruner pruning.MagnitudeParameterPruner
-    model_summary model_performance_summary model_transforms.fuse_modules model_transforms.fold_batch_norms
+    model_summary export_img_classifier_to_onnx model_performance_summary model_transforms.fuse_modules model_transforms.fold_batch_norms
     models.create_model models.ALL_MODEL_NAMES apputils.save_checkpoint apputils.load_checkpoint
     apputils.load_lean_checkpoint data_loggers.QuantCalibrationStatsCollector data_loggers.collector_context
     learning_rate.MultiStepMultiGammaLR modules.Concat modules.EltwiseAdd modules.EltwiseMult modules.Split
@@ -40,7 +40,9 @@ def test_every_public_name_is_there_and_listed_once():
     file_config config_component_from_file_by_class data_loggers.PythonLogger data_loggers.TensorBoardLogger
     data_loggers.CsvLogger data_loggers.NullLogger activation_channels_l1 activation_channels_apoz
     activation_channels_means masks_sparsity_tbl_summary data_loggers.SummaryActivationStatsCollector
-    data_loggers.RecordsActivationStatsCollector""".split(),
+    data_loggers.RecordsActivationStatsCollector draw_img_classifier_to_file draw_model_to_file create_png
+    attributes_summary connectivity_summary model_summaries.connectivity_summary
+    model_summaries.connectivity_summary_verbose""".split(),
 )
 def test_distillers_name_is_there(name):
     found = distiller

@@ -32,6 +32,8 @@ LEFT_BEHIND = {
     classifier_jobs.train: {"results.json", "checkpoint.pth.tar", "best.pth.tar", "epochs.csv"},
     classifier_jobs.sweep_sensitivity: {"sensitivity.csv", "sensitivity.png", "sensitivity.json"},
     classifier_jobs.prune_greedily: {"results.json", "greedy.csv"},
+    classifier_jobs.thinnify: {"checkpoint_thinned_checkpoint.pth.tar"},
+    classifier_jobs.export_to_onnx: {"model.onnx"},
     classifier_jobs.collect_statistics: {"acts_quantization_stats.yaml"},
     classifier_jobs.quantize_and_evaluate: {
         "results.json", "quantized_checkpoint.pth.tar", "layer_quant_params.yaml",

@@ -23,7 +23,7 @@ from distiller.schedule_schema import schema_text, settings_schema
 from distiller.schedule_shape import SECTION_OF, WINDOW_KEYS, policy_faults, shape_faults
 from distiller.schedule_yaml import SECTIONS, Document, Path_, parse_document, read_document
 from distiller.scheduler import make_window
-from distiller.signatures import check_settings, settings_model
+from distiller.signatures import check_settings, settings_model, takes
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPAT = ROOT / "../shared/compat/schedules"
@@ -38,6 +38,7 @@ WRONG_VALUES = (
     "mine.Class",
     "mine..Class",
     1.5,
+    float("inf"),
     -3,
     [],
     ["x"],
@@ -95,7 +96,7 @@ def without_unknown_classes(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def faults_of_shape(data: Any) -> list[Any]:
-    """What the loader finds without the model: left out are names, ranges, and what JSON cannot tell."""
+    """What the loader finds without the model, but for what the schema's docstring leaves to it."""
     document = Document("<data>", data, {})
     faults: list[Any] = [
         fault for fault in shape_faults(document) if not fault.text.startswith("only one of")
@@ -110,7 +111,9 @@ def faults_of_shape(data: Any) -> list[Any]:
             settings = dict(component)
             name = settings.pop("class")
             if name in kind.registry:
-                faults += check_settings(kind.registry[name], settings)
+                faults += check_settings(kind.registry[name], settings) or blocks_faults(
+                    kind.registry[name], settings
+                )
             elif not ("." in name and all(name.split("."))):
                 faults.append(f"unknown class {name}")
     policies = data.get("policies")
@@ -120,12 +123,39 @@ def faults_of_shape(data: Any) -> list[Any]:
         kind = next(kind for kind in KINDS if kind.word in policy)
         args = policy[kind.word].get("args") or {}
         faults += check_settings(kind.args, args) if kind.args else list(args)
+        window = {key: policy[key] for key in WINDOW_KEYS if policy.get(key) is not None}
         try:
-            make_window(**{key: policy[key] for key in WINDOW_KEYS if policy.get(key) is not None})
+            make_window(**window)
         except DistillerError as error:
-            if str(error).startswith(("both 'epochs' and", "needs 'epochs', or")):
+            if not is_of_the_relation_of_epochs(**window):
                 faults.append(error)
     return faults
+
+
+def blocks_faults(factory: Callable[..., Any], settings: dict[str, Any]) -> list[DistillerError]:
+    """What the constructor says of `kwargs`."""
+    if "kwargs" in takes(factory):
+        try:
+            factory(name="x", **settings)
+        except DistillerError as error:
+            return [error] if str(error).startswith(("kwargs", "group_type 'Blocks'")) else []
+    return []
+
+
+def is_of_the_relation_of_epochs(
+    epochs: list[int] | None = None,
+    starting_epoch: int | None = None,
+    ending_epoch: int | None = None,
+    frequency: int = 1,
+) -> bool:
+    """Whether each number by itself could be right, and only their order is wrong."""
+    if epochs is not None:
+        return (
+            (starting_epoch, ending_epoch) == (None, None) and epochs != sorted(epochs) and min(epochs) >= 0
+        )
+    if starting_epoch is None or ending_epoch is None:
+        return False
+    return starting_epoch >= 0 and ending_epoch >= 1 and frequency >= 1
 
 
 def places(value: Any, path: Path_ = ()) -> Iterator[Path_]:
@@ -316,14 +346,29 @@ def test_the_committed_schema_is_current():
 def test_the_command_writes_the_schema_to_standard_output_or_a_file(tmp_path, capsys, monkeypatch):
     monkeypatch.delitem(sys.modules, "distiller.schedule_schema")
     monkeypatch.setattr(sys, "argv", ["schedule_schema.py"])
-    runpy.run_module("distiller.schedule_schema", run_name="__main__")
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("distiller.schedule_schema", run_name="__main__")
+    assert caught.value.code == 0
     assert json.loads(capsys.readouterr().out) == SCHEMA
     schedule_schema._main(["-o", str(tmp_path / "s.json")])
     assert json.loads((tmp_path / "s.json").read_text()) == SCHEMA
     assert capsys.readouterr().out == ""
 
 
-def test_the_command_says_how_it_is_used():
-    with pytest.raises(SystemExit) as caught:
-        schedule_schema._main(["--help"])
-    assert str(caught.value) == "usage: python -m distiller.schedule_schema [-o FILE]"
+@pytest.mark.parametrize(
+    "arguments, status, message",
+    [
+        (["-o", "nowhere/x.json"], 2, "nowhere/x.json: cannot be written: No such file or directory\n"),
+        (["-o", "."], 2, ".: cannot be written: Is a directory\n"),
+        (["-o", ""], 2, "usage: python -m distiller.schedule_schema [-o FILE]\n"),
+        (["-o"], 2, "usage: python -m distiller.schedule_schema [-o FILE]\n"),
+        (["--help"], 0, "usage: python -m distiller.schedule_schema [-o FILE]\n"),
+    ],
+)
+def test_a_command_that_cannot_be_done_is_told_in_one_line(
+    tmp_path, monkeypatch, capsys, arguments, status, message
+):
+    monkeypatch.chdir(tmp_path)
+    assert schedule_schema._main(arguments) == status
+    assert capsys.readouterr().err == message
+    assert list(tmp_path.iterdir()) == []

@@ -86,9 +86,10 @@ def test_a_forward_only_mask_is_zero_at_evaluations_while_the_weights_train_on(t
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_keep_mask_makes_a_forward_only_mask_permanent(tiny_cnn, keep):
+    """DEFECT of Distiller: with a frequency it waited for an epoch in which the policy does not act."""
     scheduler = CompressionScheduler(tiny_cnn)
     args = {"mask_on_forward_only": True, "keep_mask": keep}
-    # frequency 2 of 0..3: Distiller waited for epoch 3, in which the policy is not called, and kept nothing
+    # frequency 2 of 0..3: Distiller waited for epoch 3, and kept nothing
     scheduler.add_policy(
         PruningPolicy(HalfPruner("conv2.weight"), args), starting_epoch=0, ending_epoch=4, frequency=2
     )
@@ -233,6 +234,12 @@ def test_the_state_of_another_schedule_is_refused(tiny_cnn):
         CheckpointError, match=r"policies \['a'\], this one has \['b'\]; resume with the same"
     ):
         other.load_state_dict(scheduler.state_dict())
+
+
+def test_masks_to_start_from_may_have_the_names_of_a_data_parallel_model(tiny_cnn):
+    mask = torch.zeros(6, 4, 3, 3)
+    scheduler = CompressionScheduler(tiny_cnn, {"module.conv2.weight": mask})
+    assert torch.equal(scheduler.masks.masked()["conv2.weight"], mask)
 
 
 def test_masks_to_start_from_may_be_distillers(tiny_cnn):

@@ -27,6 +27,13 @@ from distiller.apputils.checkpoint_schema import key_path, unlike
 from distiller.apputils.legacy_checkpoint import legacy_fields, load_plain
 from distiller.apputils.optimizer_state import restore_optimizer
 from distiller.apputils.rng_state import capture_rng_state, restore_rng_state
+from distiller.apputils.structure import (
+    is_other_arch,
+    models_named,
+    recipes_of,
+    restore_structure,
+    unchanged_on_error,
+)
 from distiller.atomic_file import replacing
 from distiller.errors import CheckpointError, DistillerError, require
 from distiller.masks import MaskStore
@@ -47,6 +54,7 @@ __all__ = [
     "restore_quantizer",
     "restore_rng_state",
     "restore_scheduler",
+    "restore_structure",
     "save_checkpoint",
     "write_document",
 ]
@@ -135,7 +143,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 def load_state(model: nn.Module, checkpoint: Checkpoint, strict: bool = True) -> None:
     """Copy a checkpoint's weights into a model, by canonical names.
 
-    Everything is checked first: a model that the weights do not fit stays as it is.
+    A model that is not as thin as the checkpoint's was is thinned alike first. A model that the weights do
+    not fit stays as it is, in structure too.
     `num_batches_tracked` may be missing, as in files from before PyTorch 0.4.1.
 
     Args:
@@ -145,6 +154,17 @@ def load_state(model: nn.Module, checkpoint: Checkpoint, strict: bool = True) ->
         CheckpointError: the checkpoint is of another model; says which, and what differs.
     """
     require(model, nn.Module, "checkpoint: model", "a torch.nn.Module")
+    with unchanged_on_error(model):
+        fitting = _fitting_state(model, checkpoint, strict)
+    model.load_state_dict(fitting)
+
+
+def _fitting_state(
+    model: nn.Module, checkpoint: Checkpoint, strict: bool, optimizer: Optimizer | None = None
+) -> dict[str, Any]:
+    """The state, with the checkpoint's weights in it, of a model that is made as thin as they are."""
+    if not is_other_arch(model, checkpoint):
+        restore_structure(model, checkpoint, optimizer)
     current = model.state_dict()
     raw_names = dict(zip(canonical_state_dict(model), current, strict=True))
     stored = checkpoint.state_dict
@@ -155,24 +175,24 @@ def load_state(model: nn.Module, checkpoint: Checkpoint, strict: bool = True) ->
         for name, raw in raw_names.items()
         if name in stored and _form(stored[name]) != _form(current[raw])
     ]
-    if _is_other_arch(model, checkpoint) or missing or unlike or (strict and unexpected):
+    if is_other_arch(model, checkpoint) or missing or unlike or (strict and unexpected):
         faults = [f"{len(unlike)} of another form, first '{unlike[0]}"] if unlike else []
         for names, kind in ((missing, "missing"), (unexpected, "unexpected")):
             faults += [f"{len(names)} {kind}, first '{names[0]}'"] if names else []
         reason, remedy = _reason_and_remedy(model, checkpoint, bool(unlike))
         raise CheckpointError(
-            f"{checkpoint.path}: {reason}: {'; '.join([_models(model, checkpoint), *faults, remedy])}"
+            f"{checkpoint.path}: {reason}: {'; '.join([models_named(model, checkpoint), *faults, remedy])}"
         )
     if strict:
         _check_masks(model, checkpoint)
     if unexpected:
         _logger.warning("%s: left aside, having no place in the model: %s", checkpoint.path, unexpected)
     current.update({raw: stored[name] for name, raw in raw_names.items() if name in stored})
-    model.load_state_dict(current)
+    return current
 
 
 def restore_quantizer(model: nn.Module, checkpoint: Checkpoint) -> Quantizer | None:
-    """Prepare a floating-point model as the checkpoint's was, so that its weights fit.
+    """Prepare a floating-point model as the checkpoint's was, thinned alike, so that its weights fit.
 
     Args:
         model: the model as it was before quantization; changed in place.
@@ -185,13 +205,12 @@ def restore_quantizer(model: nn.Module, checkpoint: Checkpoint) -> Quantizer | N
     """
     if checkpoint.quantizer is None:
         return None
-    if _is_other_arch(model, checkpoint):
-        raise CheckpointError(
-            f"{checkpoint.path}: is of another model: {_models(model, checkpoint)}; "
-            f"create the model as '{checkpoint.arch}'"
-        )
     try:
-        return rebuild_quantized(model, checkpoint.quantizer)
+        with unchanged_on_error(model):
+            restore_structure(model, checkpoint)
+            return rebuild_quantized(model, checkpoint.quantizer)
+    except CheckpointError:
+        raise
     except DistillerError as error:
         raise CheckpointError(
             f"{checkpoint.path}: is of a quantized model, and this one cannot be quantized alike: {error}"
@@ -256,15 +275,18 @@ def load_checkpoint(
     checkpoint = read_checkpoint(chkpt_file)
     if model is None:
         model = _created_model(checkpoint)
-    load_state(model, checkpoint, strict=strict)
-    if model_device is not None:
-        model.to(model_device)
-    if lean_checkpoint:
-        return model, None, None, 0
+    require(model, nn.Module, "checkpoint: model", "a torch.nn.Module")
+    scheduler = None
+    with unchanged_on_error(model, optimizer, values=True):
+        model.load_state_dict(_fitting_state(model, checkpoint, strict, optimizer))
+        if model_device is not None:
+            model.to(model_device)
+        if lean_checkpoint:
+            return model, None, None, 0
+        _check_masks(model, checkpoint)
+        optimizer = restore_optimizer(model, checkpoint, optimizer)
     for note in checkpoint.notes:
         _logger.warning("%s: %s", checkpoint.path, note)
-    optimizer = restore_optimizer(model, checkpoint, optimizer)
-    scheduler = None
     if checkpoint.scheduler is not None or checkpoint.masks:
         scheduler = CompressionScheduler(model)
         restore_scheduler(scheduler, checkpoint, masks_only=True)
@@ -287,30 +309,12 @@ def _form(value: Any) -> str:
     return f"{tuple(value.shape)} {kind}"
 
 
-def _arch(model: nn.Module) -> str | None:
-    return getattr(unwrap(model), "arch", None)
-
-
-def _is_other_arch(model: nn.Module, checkpoint: Checkpoint) -> bool:
-    arch = _arch(model)
-    return None not in (arch, checkpoint.arch) and arch != checkpoint.arch
-
-
-def _models(model: nn.Module, checkpoint: Checkpoint) -> str:
-    stored = "an unknown model" if checkpoint.arch is None else f"'{checkpoint.arch}'"
-    return f"the checkpoint is of {stored}, the model is '{_arch(model) or type(unwrap(model)).__name__}'"
-
-
 def _reason_and_remedy(model: nn.Module, checkpoint: Checkpoint, forms_differ: bool) -> tuple[str, str]:
     """Why a checkpoint does not fit a model, and what to do about it."""
-    if _is_other_arch(model, checkpoint):
+    if is_other_arch(model, checkpoint):
         return "is of another model", f"create the model as '{checkpoint.arch}'"
-    if checkpoint.thinning_recipes and forms_differ:
-        count = len(checkpoint.thinning_recipes)
-        return (
-            f"is physically thinned and carries {count} thinning recipe{'s' if count > 1 else ''}",
-            "give a model with the same filters and channels removed, or a checkpoint from before thinning",
-        )
+    if len(recipes_of(model)) > len(checkpoint.thinning_recipes) and forms_differ:
+        return "is of the model before it was thinned", "create the model anew, or give a later checkpoint"
     if checkpoint.quantizer is not None and _awaits_quantization(model, checkpoint.state_dict):
         return (
             f"is of a model that {checkpoint.quantizer['class']} has prepared",

@@ -22,6 +22,7 @@ from distiller.apputils.checkpoint_schema import check_document, shown
 from distiller.apputils.rng_state import capture_rng_state
 from distiller.errors import CheckpointError
 from distiller.names import canonical_state_dict, named_parameters, unwrap
+from distiller.thinning import ThinningRecipe
 
 FORMAT = "distiller checkpoint"
 FORMAT_VERSION = 1
@@ -52,9 +53,7 @@ class Checkpoint:
         masks: masks of a Distiller checkpoint by parameter name, 1 keep, 0 prune. In our own
             files masks belong to `scheduler`, and this is empty.
         quantizer: `class` (name) of the quantizer that prepared the model, and its arguments.
-        thinning_recipes: what was physically removed, in order; each a dict of `modules`
-            {module: {attribute: value or (dimension, kept indices)}} and `parameters`
-            {parameter: [(dimension, kept indices), ...]}.
+        thinning_recipes: what was physically removed, in order.
         rng: the random number generators' states, for `restore_rng_state`; None when unknown.
         extras: what the writer added.
         notes: what the reader should tell the user.
@@ -70,7 +69,7 @@ class Checkpoint:
     scheduler: dict[str, Any] | None = None
     masks: dict[str, Tensor] = field(default_factory=dict)
     quantizer: dict[str, Any] | None = None
-    thinning_recipes: tuple[dict[str, Any], ...] = ()
+    thinning_recipes: tuple[ThinningRecipe, ...] = ()
     rng: dict[str, Any] | None = None
     extras: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -144,7 +143,11 @@ def fields_of(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
         )
     _check_sums(path)
     check_document(content, str(path))
-    return {**content, "thinning_recipes": tuple(content["thinning_recipes"])}
+    recipes = (
+        ThinningRecipe.from_plain(recipe, f"{path}: thinning_recipes[{index}]")
+        for index, recipe in enumerate(content["thinning_recipes"])
+    )
+    return {**content, "thinning_recipes": tuple(recipes)}
 
 
 def optimizer_param_names(model: nn.Module, optimizer: Optimizer) -> list[list[str | None]]:

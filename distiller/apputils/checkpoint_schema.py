@@ -27,6 +27,7 @@ from distiller.apputils.measurement import Measurement
 from distiller.apputils.rng_state import numpy_generator, python_generator, torch_generator
 from distiller.errors import CheckpointError, did_you_mean
 from distiller.export.latency import Latency
+from distiller.masks import PRUNER_SLOT
 
 
 def check_document(document: Mapping[str, Any], where: str) -> None:
@@ -147,6 +148,12 @@ class _Rules(_Form):
     mask_gradients: bool
 
 
+def _rules_by_slot(rules: Any) -> Any:
+    """Rules without a slot, as checkpoints had them first, are those of all slots."""
+    is_one = isinstance(rules, dict) and any(not isinstance(rule, dict) for rule in rules.values())
+    return {PRUNER_SLOT: rules} if is_one else rules
+
+
 class _Policy(_Form, extra="allow"):
     name: str
     state: dict[str, Any]
@@ -156,7 +163,7 @@ class _Policy(_Form, extra="allow"):
 
 class _Scheduler(_Form):
     masks: dict[str, dict[str, Tensor]]
-    rules: dict[str, _Rules] = {}
+    rules: dict[str, Annotated[dict[str, _Rules], BeforeValidator(_rules_by_slot)]] = {}
     dense: dict[str, Tensor] = {}
     policies: list[_Policy] = []
 
@@ -169,6 +176,7 @@ class _Quantizer(_Form, extra="allow"):
 class _Recipe(_Form):
     modules: dict[str, dict[str, Any]]
     parameters: dict[str, list[Any]]
+    classes: dict[str, str] = {}
 
 
 class _Generators(_Form):

@@ -26,8 +26,10 @@ from distiller.apputils.checkpoint import save_checkpoint
 from distiller.apputils.classifier_training import ClassifierTraining
 from distiller.apputils.greedy_job import latest_greedy_checkpoint, prune_greedily
 from distiller.apputils.image_classifier import ClassifierCompressor, Run
+from distiller.apputils.onnx_job import export_to_onnx
 from distiller.apputils.results_card import ResultsCard, build_card
 from distiller.apputils.schedule_preview import stretches_alike
+from distiller.apputils.thinnify_job import thinnify
 from distiller.apputils.training_loop import evaluate as evaluate_loop
 from distiller.atomic_file import remove_stale_parts
 from distiller.config import config_component_from_file_by_class
@@ -35,7 +37,7 @@ from distiller.data_loggers.collector import collector_context
 from distiller.data_loggers.quant_stats import STATS_FILE, QuantCalibrationStatsCollector
 from distiller.dummy_input import get_dummy_input
 from distiller.errors import QuantizationError, UnknownNameError, UsageError
-from distiller.model_summaries import model_summary
+from distiller.model_summaries import PICTURES, model_summary
 from distiller.names import strip_wrappers, unwrap
 from distiller.quantization import PostTrainLinearQuantizer
 from distiller.quantization.ptq_settings import parse_multiplier_bits
@@ -63,6 +65,8 @@ def choose_job(args: Namespace) -> Callable[[ClassifierCompressor], ResultsCard 
     """The job that the flags ask for, in Distiller's order of precedence."""
     if args.greedy:
         return prune_greedily
+    if args.export_onnx:
+        return export_to_onnx
     if args.qe_calibration is not None and not (args.evaluate and args.quantize_eval):
         return collect_statistics
     if args.sensitivity:
@@ -71,6 +75,8 @@ def choose_job(args: Namespace) -> Callable[[ClassifierCompressor], ResultsCard 
         return quantize_and_evaluate
     if args.evaluate:
         return evaluate
+    if args.thinnify:
+        return thinnify
     return train
 
 
@@ -82,11 +88,11 @@ def run_job(args: Namespace, open_run: Callable[[], Run]) -> ResultsCard | None:
         open_run: makes the run folder; called when all that was asked for is found to be in order.
     """
     job = choose_job(args)
-    if args.compress and job is not train:
+    if args.compress and job not in (train, thinnify):
         _LOG.warning("--compress %s: without effect, this job does not train", args.compress)
     _import_plugins(args.plugin)
     compressor = ClassifierCompressor(args, open_run)
-    if job is not evaluate:
+    if job not in (evaluate, export_to_onnx):  # the latter tells of it itself
         _refuse_quantized(compressor)
     card = job(compressor)
     if card is not None:
@@ -119,9 +125,13 @@ def how_to_go_on(args: Namespace, folder: Path | None) -> str | None:
 
 
 def summaries(args: Namespace) -> list[str]:
-    """The summaries that `--summary` asks for; changes and writes nothing."""
+    """The summaries that `--summary` asks for; writes nothing but pictures, into `--out-dir`."""
     compressor = ClassifierCompressor(args)
-    return [model_summary(compressor.model, what) for what in args.summary]
+    folder = Path(args.output_dir).expanduser()
+    return [
+        model_summary(compressor.model, what, logdir=folder if what in PICTURES else None)
+        for what in args.summary
+    ]
 
 
 def dry_run(args: Namespace) -> str:
@@ -194,7 +204,13 @@ def quantize_and_evaluate(compressor: ClassifierCompressor) -> ResultsCard:
     figures = compressor.measure(dense, before)
     card = compressor.card(after, figures, dense)
     uncompressed = compressor.known_reference()
-    if uncompressed is not None or compressor.is_pruned(figures):
+    if compressor.is_thinned:
+        uncompressed, whole = compressor.whole(uncompressed)
+        measured, thin, uncompressed = compressor.with_latencies(
+            (card.measured, compressor.model), (figures, dense), (uncompressed, whole)
+        )
+        card = build_card(measured, uncompressed, before=thin, is_thinned=True)
+    elif uncompressed is not None or compressor.is_pruned(figures):
         card = build_card(card.measured, uncompressed, before=card.reference)
     extras = {
         "quantized_top1": after.top1,

@@ -184,6 +184,9 @@ def _reference(compressor: ClassifierCompressor) -> tuple[Measurement, nn.Module
     known = compressor.known_reference()
     if known is not None:
         return known, None
+    if compressor.is_thinned:
+        figures, whole = compressor.whole(None)
+        return compressor.with_latencies((figures, whole))[0], whole
     _LOG.info("--- test of the model to start from ---------------------")
     dense = copy.deepcopy(compressor.model)
     figures = compressor.measure(dense, compressor.test(dense))
@@ -232,6 +235,6 @@ def _tell_end(target: float, groups: ChannelGroups, removed: dict[str, list[int]
             "--greedy-target-density %g: not reached, each group that can be pruned has one unit left", target
         )
     _LOG.info(
-        "without its pruned filters the network has %d MACs, %.1f %% of %d; they are masked, and "
-        "in this version not removed", macs, 100 * macs / dense, dense,
+        "without its pruned filters the network has %d MACs, %.1f %% of %d; they are masked, "
+        "and go with --thinnify", macs, 100 * macs / dense, dense,
     )  # fmt: skip

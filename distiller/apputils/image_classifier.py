@@ -11,7 +11,7 @@ import random
 import sys
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from distiller.apputils.checkpoint import (
     load_state,
     read_checkpoint,
     restore_quantizer,
+    restore_structure,
 )
 from distiller.apputils.data_loaders import DataBundle, load_data
 from distiller.apputils.datasets import dataset_info
@@ -36,6 +37,7 @@ from distiller.apputils.measurement import Measurement, measure, measurement_of,
 from distiller.apputils.meters import EvalResult
 from distiller.apputils.progress import EpochProgress
 from distiller.apputils.results_card import ResultsCard, build_card
+from distiller.apputils.structure import recipes_of
 from distiller.apputils.training_loop import evaluate
 from distiller.config import file_config
 from distiller.data_loggers.loggers import Logger, NullLogger
@@ -105,21 +107,17 @@ class ClassifierCompressor:
             self._check_run_of(self.checkpoint)
         self.facts = dataset_info(self.dataset, args.data)
         self.input_shape = tuple(input_shape_for(args.arch, self.facts.channels, self.facts.size))
-        self.model: nn.Module = create_model(
-            args.pretrained,
-            self.dataset,
-            args.arch,
-            parallel=not args.load_serialized,
-            device_ids=device_ids,
-            num_classes=self.facts.num_classes,
-            input_shape=(1, *self.input_shape),
-        )
+        self._device_ids = device_ids
+        self.model: nn.Module = self._create_model(args.pretrained)
         if ":" in args.arch:
             _check_user_model(self.model, args.arch, (1, *self.input_shape), self.facts.num_classes)
-        self.macs = total_macs(self.model, (1, *self.input_shape))
+        self._macs: dict[int, int] = {}
+        self.macs = self._macs_of(self.model)
         if self.checkpoint is not None:
             for note in self.checkpoint.notes:
                 _LOG.warning("%s: %s", self.checkpoint.path, note)
+            restore_structure(self.model, self.checkpoint)
+            self._macs_of(self.model)  # before it is quantized: its layers are counted as they were
             restore_quantizer(self.model, self.checkpoint)
             load_state(self.model, self.checkpoint)
             _check_finite(self.model, self.checkpoint.path)
@@ -157,7 +155,8 @@ class ClassifierCompressor:
     def trains(self) -> bool:
         """Whether the flags ask for training and no other job."""
         args = self.args
-        return not (args.evaluate or args.sensitivity or args.summary or args.qe_calibration is not None)
+        others = (args.evaluate, args.sensitivity, args.summary, args.export_onnx, args.thinnify)
+        return not any(others) and args.qe_calibration is None
 
     @property
     def goes_on(self) -> bool:
@@ -168,13 +167,28 @@ class ClassifierCompressor:
         """The figures of the uncompressed model that the checkpoint keeps."""
         return self._kept_figures("reference")
 
+    @property
+    def is_thinned(self) -> bool:
+        """Whether the model is physically smaller than its architecture."""
+        return bool(recipes_of(self.model))
+
+    def whole(self, known: Measurement | None) -> tuple[Measurement, nn.Module]:
+        """The whole architecture of a thinned model, with fresh weights, to be measured beside it.
+
+        Args:
+            known: figures of the uncompressed model; None: of the fresh weights, without accuracy.
+        """
+        with torch.random.fork_rng(devices=[]):
+            model = self._create_model().to(self.device)
+        return self.measure(model, None) if known is None else replace(known, source=None), model
+
     def is_pruned(self, figures: Measurement) -> bool:
-        """Whether this model, or its checkpoint's masks, have more zeros than training leaves.
+        """Whether this model is thinned, or it, or its checkpoint's masks, have zeros not left by training.
 
         Args:
             figures: of the model in float32.
         """
-        return figures.has_pruned_weights or self._has_masks_that_prune()
+        return self.is_thinned or figures.has_pruned_weights or self._has_masks_that_prune()
 
     def make_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """The optimizer that the flags ask for, of this model or another of its architecture.
@@ -223,7 +237,7 @@ class ClassifierCompressor:
         return measure(
             model,
             result,
-            macs=self.macs,
+            macs=self._macs_of(model),
             bits_by_param=stored.bits,
             per_channel=stored.per_channel,
             stored=stored.tensors,
@@ -240,13 +254,37 @@ class ClassifierCompressor:
         reference: Measurement | None = None,
         reference_model: nn.Module | None = None,
     ) -> ResultsCard:
-        """The results card of this model; with `reference_model`, latencies of both measured in turns."""
+        """The results card of this model; with `reference_model`, latencies of both measured in turns.
+
+        Beside a thinned model that has none, its whole architecture is measured.
+        """
         measured = self.measure(self.model, result)
+        if reference_model is None and self.is_thinned:
+            reference, reference_model = self.whole(reference)
         if reference is None or reference_model is None:
             [measured] = self.with_latencies((measured, self.model))
         else:
             measured, reference = self.with_latencies((measured, self.model), (reference, reference_model))
-        return build_card(measured, reference, before=self._kept_figures("before_quantization"))
+        before = self._kept_figures("before_quantization")
+        return build_card(measured, reference, before=before, is_thinned=self.is_thinned)
+
+    def _create_model(self, pretrained: bool = False) -> nn.Module:
+        return create_model(
+            pretrained,
+            self.dataset,
+            self.args.arch,
+            parallel=not self.args.load_serialized,
+            device_ids=self._device_ids,
+            num_classes=self.facts.num_classes,
+            input_shape=(1, *self.input_shape),
+        )
+
+    def _macs_of(self, model: nn.Module) -> int:
+        """For one image; counted once for each structure that the model has gone through."""
+        stage = len(recipes_of(model))
+        if stage not in self._macs:
+            self._macs[stage] = total_macs(model, (1, *self.input_shape))
+        return self._macs[stage]
 
     def _evaluate(self, model: nn.Module, loader: Any, phase: str, epoch: int | None = None) -> EvalResult:
         _LOG.info("%d samples (%d per mini-batch)", loader.num_samples, loader.batch_size)

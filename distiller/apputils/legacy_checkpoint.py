@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from distiller.apputils.checkpoint_schema import check_legacy
 from distiller.errors import CheckpointError, did_you_mean
 from distiller.names import strip_wrappers
+from distiller.thinning import ThinningRecipe
 
 _ZIP_HEAD = b"PK\x03\x04"
 _LEGACY_HEAD = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
@@ -134,7 +135,8 @@ def legacy_fields(document: Any, path: Path) -> dict[str, Any]:
         "masks": _canonical_keys(masks, "compression_sched", path),
         "quantizer": _quantizer(_dict(document, "quantizer_metadata", path)),
         "thinning_recipes": tuple(
-            _recipe(recipe, path) for recipe in _typed(document, "thinning_recipes", list, path) or ()
+            _recipe(recipe, path, index)
+            for index, recipe in enumerate(_typed(document, "thinning_recipes", list, path) or ())
         ),
         "extras": extras,
         "notes": tuple(notes),
@@ -339,13 +341,19 @@ def _quantizer(metadata: dict[str, Any]) -> dict[str, Any] | None:
     return {"class": str(metadata.get("type", "")).rpartition(".")[2], **rest}
 
 
-def _recipe(recipe: Any, path: Path) -> dict[str, Any]:
-    """A ThinningRecipe's two dicts, by canonical names."""
+def _recipe(recipe: Any, path: Path, index: int) -> ThinningRecipe:
+    """A ThinningRecipe's two dicts, by canonical names.
+
+    What Distiller told the modules is left aside, it follows from their tensors: linear layers were told of
+    another number than theirs.
+    """
     parts: Any = recipe.get("args") if isinstance(recipe, dict) and recipe.get("class") == _RECIPE else None
     if not isinstance(parts, tuple) or [type(part) for part in parts] != [dict, dict]:
         raise CheckpointError(f"{path}: one of its 'thinning_recipes' is not a ThinningRecipe of two dicts")
     modules, parameters = parts
-    return {
+    plain = {
         "modules": _canonical_keys(modules, "thinning_recipes", path),
         "parameters": _canonical_keys(parameters, "thinning_recipes", path),
     }
+    read = ThinningRecipe.from_plain(plain, f"{path}: thinning_recipes[{index}]")
+    return ThinningRecipe(read.tensors)

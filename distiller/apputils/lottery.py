@@ -86,7 +86,7 @@ def save_lottery_ticket(untrained: str | Path, pruned: str | Path, folder: str |
             "optimizer": None,
             "scheduler": {"masks": {name: {PRUNER_SLOT: mask} for name, mask in masks.items()}},
             "quantizer": None,
-            "thinning_recipes": list(before.thinning_recipes),
+            "thinning_recipes": [recipe.to_plain() for recipe in before.thinning_recipes],
             "rng": capture_rng_state(),
             "extras": extras,
         }

@@ -21,6 +21,9 @@ from distiller.export.latency import Latency, measure_latencies
 from distiller.export.size import dense_bytes, quantized_bytes, serialized_bytes, sparse_bytes
 from distiller.names import canonical_state_dict, named_parameters
 
+_COUNTED_SINCE = ("filters", "zero_filters", "channels", "zero_channels")
+"""What results cards did not have from the beginning."""
+
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
@@ -43,6 +46,10 @@ class Measurement:
         latency_single: of one image.
         latency_batch: of a mini-batch; it says how many images that is.
         source: the file the figures were read from; None when they were measured in this run.
+        filters: of all convolutions; None in figures of before they were counted, as the next three.
+        zero_filters: those that are all zero.
+        channels: input channels of all convolutions, those of a depthwise one left out.
+        zero_channels: those that are all zero.
     """
 
     top1_correct: int | None
@@ -61,6 +68,10 @@ class Measurement:
     latency_single: Latency | None
     latency_batch: Latency | None
     source: str | None = None
+    filters: int | None = None
+    zero_filters: int | None = None
+    channels: int | None = None
+    zero_channels: int | None = None
 
     @property
     def has_pruned_weights(self) -> bool:
@@ -102,6 +113,9 @@ def measure(
         (sum(column) for column in zip(*counts.values(), strict=True)) if counts else (0, 0)
     )
     weights = [counts[name] for name, value in params.items() if value.dim() >= 2]
+    kernels = [value.detach() for value in params.values() if value.dim() >= 3]
+    filters, zero_filters = _structures(kernels, 0)
+    channels, zero_channels = _structures([kernel for kernel in kernels if kernel.size(1) > 1], 1)
     return Measurement(
         top1_correct=result.top1_correct if result else None,
         top5_correct=result.top5_correct if result else None,
@@ -118,6 +132,10 @@ def measure(
         bytes_quantized=bytes_quantized,
         latency_single=None,
         latency_batch=None,
+        filters=filters,
+        zero_filters=zero_filters,
+        channels=channels,
+        zero_channels=zero_channels,
     )
 
 
@@ -149,14 +167,17 @@ def measurement_of(data: Mapping[str, Any], source: str | None = None) -> Measur
     """The figures that were plain data: `asdict(measurement)`, or `measured` of a `results.json`.
 
     Args:
-        data: the figures by name; what is no figure is passed over.
+        data: the figures by name; what is no figure is passed over. Counts of structures may be missing.
         source: where they were kept; default what `data` says.
 
     Raises:
         UsageError: a figure is missing.
     """
     try:
-        figures: dict[str, Any] = {field.name: data[field.name] for field in fields(Measurement)}
+        figures: dict[str, Any] = {
+            field.name: data.get(field.name) if field.name in _COUNTED_SINCE else data[field.name]
+            for field in fields(Measurement)
+        }
         for name in ("latency_single", "latency_batch"):
             figures[name] = None if figures[name] is None else Latency(**figures[name])
     except (KeyError, TypeError) as error:
@@ -179,6 +200,12 @@ def read_measurement(path: str | Path) -> Measurement:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{path}: no results card; give one of this program") from error
     return measurement_of(data, str(path))
+
+
+def _structures(kernels: Sequence[Tensor], dim: int) -> tuple[int, int]:
+    """How many slices along a dimension tensors have in all, and how many of them are all zero."""
+    is_zero = [(kernel != 0).movedim(dim, 0).flatten(1).any(1).logical_not() for kernel in kernels]
+    return sum(found.numel() for found in is_zero), sum(int(found.sum()) for found in is_zero)
 
 
 def _nonzeros(tensor: Tensor) -> int:

@@ -30,6 +30,14 @@ SIMULATED_SPARSITY = (
     "sparsity: zeros are stored and multiplied; latency, MACs and checkpoint size are those of "
     "the dense model"
 )
+SIMULATED_SPARSITY_OF_THINNED = (
+    "sparsity: the zeros that are left are stored and multiplied; latency, MACs and checkpoint size are "
+    "those of the thinned model with them"
+)
+THINNED = (
+    "filters or channels were physically removed: parameters, MACs, bytes and latency are those of the "
+    "smaller network, and were measured"
+)
 COMPUTED_SIZES = (
     "sizes marked * are computed, no such file is written. Sparse: each tensor in the smallest of dense, "
     "bitmap (1 bit an element) + non-zero values, or compressed rows (4 bytes a row, 2 or 4 a column index) "
@@ -48,12 +56,14 @@ class ResultsCard:
         simulated: what is not as real as the figures make it look, a sentence each.
         before: of the float model that was quantized, when it is not `reference` (it was pruned, or
             trained on); None when it is, or nothing was quantized.
+        is_thinned: filters or channels of the model were physically removed.
     """
 
     measured: Measurement
     reference: Measurement | None = None
     simulated: tuple[str, ...] = ()
     before: Measurement | None = None
+    is_thinned: bool = False
 
     def to_text(self) -> str:
         """The card as a table, with the statements on what is simulated under it.
@@ -69,7 +79,8 @@ class ResultsCard:
         table = tabulate(
             rows, headers, colalign=["left"] + ["right"] * (len(headers) - 1), disable_numparse=True
         )
-        notes = [f"simulated: {statement}" for statement in self.simulated]
+        notes = [f"real: {THINNED}"] if self.is_thinned else []
+        notes += [f"simulated: {statement}" for statement in self.simulated]
         notes += [
             f"{label}: from {figures.source}; its latency was measured in another run, "
             "in which the machine may have been faster or slower"
@@ -88,6 +99,7 @@ class ResultsCard:
             "ratios": {} if self.reference is None else ratios(self.measured, self.reference),
             "before_quantization": None if self.before is None else _plain(self.before),
             "ratios_before_quantization": {} if self.before is None else ratios(self.measured, self.before),
+            "is_thinned": self.is_thinned,
             "simulated": list(self.simulated),
             "size_formats": COMPUTED_SIZES,
         }
@@ -118,6 +130,7 @@ def build_card(
     reference: Measurement | None = None,
     simulated: Sequence[str] = (),
     before: Measurement | None = None,
+    is_thinned: bool = False,
 ) -> ResultsCard:
     """Set a model's figures beside others, and say what of them is only simulated.
 
@@ -128,15 +141,17 @@ def build_card(
         reference: of the uncompressed model.
         simulated: statements to add to those that follow from the figures.
         before: of the float model that was quantized, when it is not `reference`.
+        is_thinned: filters or channels of the model were physically removed.
     """
     is_quantized = measured.bytes_quantized is not None
     trained = (before or reference or measured) if is_quantized else measured
+    sparsity = SIMULATED_SPARSITY_OF_THINNED if is_thinned else SIMULATED_SPARSITY
     statements = [
         *([SIMULATED_QUANTIZATION] if is_quantized else []),
-        *([SIMULATED_SPARSITY] if trained.has_pruned_weights else []),
+        *([sparsity] if trained.has_pruned_weights else []),
         *simulated,
     ]
-    return ResultsCard(measured, reference, tuple(statements), before)
+    return ResultsCard(measured, reference, tuple(statements), before, is_thinned)
 
 
 def ratios(measured: Measurement, reference: Measurement) -> dict[str, float]:
@@ -175,6 +190,7 @@ def _rows(measured: Measurement, others: Sequence[Measurement]) -> list[list[str
         row("non-zero parameters", "nonzeros", _count),
         row("sparsity of the weights (2-D and up)", "weight_sparsity", _percent),
         row("sparsity of all parameters", "total_sparsity", _percent),
+        *_structure_rows([measured, *others]),
         row("MACs for one image", "macs", _count),
         row("bytes of the weights as a checkpoint", "bytes_checkpoint", _count),
         row("bytes stored dense *", "bytes_dense", _count),
@@ -190,6 +206,20 @@ def _rows(measured: Measurement, others: Sequence[Measurement]) -> list[list[str
                     cells[column] = "-"
             rows.append(cells)
     return [row for row in rows if row[1] != "-"]
+
+
+def _structure_rows(figures: Sequence[Measurement]) -> list[list[str]]:
+    """Filters and channels that are all zero, of each model, if any has such."""
+    rows: list[list[str]] = []
+    for label, zeros, total in (
+        ("convolutions' filters that are all zero", "zero_filters", "filters"),
+        ("convolutions' input channels that are all zero", "zero_channels", "channels"),
+    ):
+        pairs = [(getattr(model, zeros), getattr(model, total)) for model in figures]
+        if any(zero for zero, _ in pairs):
+            cells = ["-" if zero is None else f"{zero:,} of {count:,}" for zero, count in pairs]
+            rows.append([label, *cells, *([""] if len(figures) > 1 else [])])
+    return rows
 
 
 def _accuracy_rows(

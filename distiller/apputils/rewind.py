@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distiller.apputils.checkpoint import load_state, read_checkpoint
+from distiller.apputils.checkpoint import Checkpoint, load_state, read_checkpoint
+from distiller.apputils.structure import cut_by, recipes_of
 from distiller.errors import CheckpointError, DistillerError
 from distiller.interfaces import Policy, StepContext
 from distiller.names import canonical_state_dict
 from distiller.registry import EXTENSIONS
+from distiller.tensor_cuts import TensorCuts, cut, cut_shape
 
 __all__ = ["WeightRewinder", "kept_weights", "put_back"]
 
@@ -99,6 +101,13 @@ class WeightRewinder(Policy):
         ctx.optimizer.state.clear()
         _LOG.info("'%s': epoch %d %s", self.name, ctx.epoch, self._doing(ctx))
 
+    def follow_thinning(self, cuts: TensorCuts) -> None:
+        """Of the earlier weights those stay that the model still has."""
+        for name, kept in cuts.items():
+            self._shapes[name] = torch.Size(cut_shape(self._shapes[name], kept))
+            if self._weights is not None:
+                self._weights[name] = cut(self._weights[name], kept)
+
     def describe(self, ctx: StepContext) -> str:  # noqa: D102
         return f"{type(self).__name__}: {self._doing(ctx)}"
 
@@ -135,7 +144,15 @@ class WeightRewinder(Policy):
 
 
 def _weights_in(path: str, model: nn.Module) -> dict[str, Tensor]:
-    """The weights of a checkpoint, as they would be in the model."""
+    """The weights of a checkpoint, as they would be in the model.
+
+    Of a checkpoint from before the model was thinned, those of what the model still has.
+    """
+    checkpoint, recipes = read_checkpoint(path), recipes_of(model)
+    done = len(checkpoint.thinning_recipes)
+    if done < len(recipes) and checkpoint.thinning_recipes == recipes[:done]:
+        state = cut_by(recipes[done:], checkpoint.state_dict)
+        checkpoint = Checkpoint(checkpoint.path, state, arch=checkpoint.arch, thinning_recipes=recipes)
     stand_in = copy.deepcopy(model)
-    load_state(stand_in, read_checkpoint(path))
+    load_state(stand_in, checkpoint)
     return kept_weights(stand_in)

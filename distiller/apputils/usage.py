@@ -94,6 +94,10 @@ def _rules(args: Namespace, given: set[str]) -> Iterator[tuple[bool, str]]:
         if name.startswith("greedy_"):
             yield not args.greedy, f"{_flag(name)}: goes with --greedy"
 
+    yield (
+        bool(args.thinnify and not (args.resumed_checkpoint_path or args.load_model_path)),
+        "--thinnify: needs a checkpoint, given with --resume-from or --exp-load-weights-from",
+    )
     yield bool(args.sense_resume and not args.sensitivity), "--sense-resume: goes with --sense"
     yield "sense_range" in given and not args.sensitivity, "--sense-range: goes with --sense"
     yield (
@@ -150,8 +154,10 @@ def _jobs(args: Namespace) -> list[str]:
         "--summary": bool(args.summary),
         "--dry-run": args.dry_run,
         "--greedy": args.greedy,
+        "--export-onnx": bool(args.export_onnx),
         "--sense": bool(args.sensitivity),
         "--qe-calibration": args.qe_calibration is not None and not args.quantize_eval,
         "--evaluate": args.evaluate,
+        "--thinnify": args.thinnify,
     }
     return [flag for flag, is_given in flags.items() if is_given]

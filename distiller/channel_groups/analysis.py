@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from distiller.channel_groups.call import Call
 from distiller.channel_groups.network_ids import NetworkIds, State, Value
 from distiller.channel_groups.rules import follow
+from distiller.errors import GraphTraceError
 from distiller.graph_trace import aten_name, export_program, region_at
 from distiller.names import canonical
 from distiller.thinned_layers import COUNTING_NORMS
@@ -23,6 +24,9 @@ from distiller.thinned_layers import COUNTING_NORMS
 
 def follow_channels(model: nn.Module, dummy_input: Any, purpose: str, remedy: str) -> NetworkIds:
     """The ids of a network's parameters and buffers, with all that was found of them.
+
+    The network is followed in evaluation mode. Where parameters are left over (auxiliary classifiers), so is
+    what it does in training mode; its products are no work of the network.
 
     Args:
         model: the model; not a wrapper around one.
@@ -35,11 +39,32 @@ def follow_channels(model: nn.Module, dummy_input: Any, purpose: str, remedy: st
     """
     exported = export_program(model, dummy_input, purpose, remedy)
     net = NetworkIds()
+    _follow(exported, model, net)
+    if _has_others(exported, model):
+        work = len(net.work)
+        composed = {module for module in model.modules() if next(module.children(), None) is not None}
+        try:
+            in_training = export_program(model, dummy_input, purpose, remedy, composed)
+        except GraphTraceError:  # too small an input for what training adds: nobody trains on it either
+            return net
+        _follow(in_training, model, net)
+        del net.work[work:]
+    return net
+
+
+def _follow(exported: torch.export.ExportedProgram, model: nn.Module, net: NetworkIds) -> None:
     results = _run(exported.graph_module, _placeholders(exported, model, net), net, model)
     for value in pytree.tree_leaves(results, is_leaf=lambda leaf: isinstance(leaf, State)):
         if isinstance(value, Tensor):
             net.space.fix(value, "the network returns it")
-    return net
+
+
+def _has_others(exported: torch.export.ExportedProgram, model: nn.Module) -> bool:
+    """Whether the model has parameters that the program does not read."""
+    names = exported.graph_signature.inputs_to_parameters
+    read = {names[node.name] for node in exported.graph.nodes if node.name in names and node.users}
+    tensors = {operator.attrgetter(name)(model) for name in read}
+    return any(param not in tensors for param in model.parameters())
 
 
 def _placeholders(exported: torch.export.ExportedProgram, model: nn.Module, net: NetworkIds) -> list[Value]:

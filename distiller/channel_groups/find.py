@@ -86,7 +86,7 @@ def _fix_what_is_all_of_a_tensor(vectors: _Vectors, net: NetworkIds, solution: S
         present = units.unique().tolist()
         if len(present) == 1:
             solution.reasons.setdefault(present[0], f"it is all that {name} has along dimension {dim}")
-        if net.roles[name, dim] == "output":
+        if net.roles[name, dim] in ("output", "through"):
             made.update(present)
     for units in vectors.values():
         for unit in set(units.unique().tolist()) - made:
@@ -116,7 +116,7 @@ def _groups(
             GroupMember(name, dim, net.roles[name, dim], tuple(tuple(indices[name, dim][u]) for u in units))
             for name, dim in keys
         )
-        maker = next((member.name for member in members if member.role == "output"), None)
+        maker = next((member.name for member in members if member.role in ("output", "through")), None)
         label = maker or f"{members[0].name}:{members[0].dim}"
         taken[label] = taken.get(label, 0) + 1
         name = label if taken[label] == 1 else f"{label}#{taken[label]}"

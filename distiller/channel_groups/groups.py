@@ -23,8 +23,9 @@ class GroupMember:
     Attributes:
         name: canonical name of the parameter or buffer.
         dim: its dimension.
-        role: "output": filters of a layer, or its bias; "input": the channels that a layer reads;
-            "channel": what is held for each channel (norms, scales, embeddings of positions).
+        role: "output": filters of a layer, or its bias; "through": those of a layer that makes a unit's
+            channels of the unit's own (depthwise); "input": the channels that a layer reads; "channel":
+            what is held for each channel (norms, scales, embeddings of positions).
         indices: by unit of the group, the indices along the dimension that are the unit's.
     """
 
@@ -70,8 +71,8 @@ class ChannelGroup:
         return {(member.name, member.dim): member.of(units) for member in self.members}
 
     def filters(self) -> tuple[GroupMember, ...]:
-        """The weights whose filters make these channels."""
-        return tuple(member for member in self.members if member.role == "output")
+        """The weights, and their biases, whose filters make these channels or pass them on."""
+        return tuple(member for member in self.members if member.role in ("output", "through"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,6 +197,10 @@ def contract(call: Call, a: Tensor | None, b: Tensor | None, shape: Sequence[int
     call.net.add_work(call.told, volume(shape), *operands[:1])
     if not operands or not varies_elsewhere:
         return None
-    result = max(operands, key=lambda ids: sum(t != 0 for t in ids.stride())).select(dim, 0)
+    result = operands[0].select(dim, 0)
+    for ids in operands[1:]:  # united above: where one does not vary, the other stands or falls as a whole
+        for other, stride in enumerate(ids.select(dim, 0).stride()):
+            if stride == 0:
+                result = result.narrow(other, 0, 1).expand(result.shape)
     space.cut_as_slices(result)
     return result

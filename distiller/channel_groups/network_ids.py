@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distiller.channel_groups.ids import IdSpace, squeezed
 
-Role = Literal["output", "input", "channel"]
+Role = Literal["output", "through", "input", "channel"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,8 +56,8 @@ class NetworkIds:
     Attributes:
         space: all ids.
         vectors: by (parameter, dimension): the ids along it.
-        roles: what a removal along that dimension removes: an output of a layer, an input of one,
-            or an element of what is held for each channel.
+        roles: what a removal along that dimension removes: an output of a layer, an output that is made
+            of the same channel alone (depthwise), an input, or an element of what is held for each channel.
         elements: by parameter that is an operand: an id for each element.
         work: of convolutions, linear layers and products, in the order of execution.
     """
@@ -77,7 +77,7 @@ class NetworkIds:
         key = (state.name, dim)
         if key not in self.vectors:
             self.vectors[key] = self.space.new(state.tensor.shape[dim])
-        if self.roles.get(key) != "output":
+        if self.roles.get(key) != "output":  # of a weight that serves twice: what makes channels says so
             self.roles[key] = role
         return self.vectors[key]
 

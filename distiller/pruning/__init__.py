@@ -59,6 +59,7 @@ from distiller.pruning.scored_filters import ScoredFilterPruner, filters_to_keep
 from distiller.pruning.splicing import SplicingPruner, splicing_mask
 from distiller.pruning.structure_pruner import StructurePruner
 from distiller.pruning.structure_thresholds import StructureParameterPruner
+from distiller.pruning.structured_groups import StructuredGroupPruner, StructuredGroupTaylorPruner
 
 __all__ = [
     "ActivationAPoZRankedFilterPruner",
@@ -94,6 +95,8 @@ __all__ = [
     "SplicingPruner",
     "StructureParameterPruner",
     "StructurePruner",
+    "StructuredGroupPruner",
+    "StructuredGroupTaylorPruner",
     "TaylorFORankedFilterPruner",
     "TaylorFORankedFilterPruner_AGP",
     "agp_sparsity",

@@ -6,6 +6,7 @@ Knows nothing about when it is called or how masks are applied.
 
 from __future__ import annotations
 
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 
@@ -25,7 +26,7 @@ from distiller.pruning.activation_statistics import (
 )
 from distiller.pruning.schedule import SparsitySchedule
 from distiller.pruning.scored_filters import ConstantForm, GradualForm, ScoredFilterPruner
-from distiller.pruning.settings import naming
+from distiller.pruning.settings import Names, naming
 from distiller.registry import PRUNERS
 
 __all__ = [
@@ -43,7 +44,7 @@ class _ActivationRankedFilterPruner(ScoredFilterPruner):
         self,
         name: str,
         group_type: str,
-        weights: list[str] | str,
+        weights: Names,
         sparsity: SparsitySchedule,
         group_dependency: str | None,
         model: nn.Module | None,
@@ -77,7 +78,7 @@ class _ActivationRankedFilterPruner(ScoredFilterPruner):
         modules = dict(named_modules(model))
         for param_name, site in self._find(model).items():
             module = modules[site.module_name]
-            self._handles.append(observe(model, module, site.of_input, self._taker(param_name, site)))
+            self._handles.append(observe(self, model, module, site.of_input, self._taker(param_name, site)))
 
     def detach(self) -> None:
         """Look no longer."""
@@ -96,17 +97,36 @@ class _ActivationRankedFilterPruner(ScoredFilterPruner):
                 layer_name, _, kind = param_name.rpartition(".")
                 if kind != "weight":
                     raise DistillerError(f"only the weights of a layer have filters, got its '{kind}'")
+                _refuse_tied(param_name, modules)
                 sites[param_name] = find_activation(graph, modules, layer_name)
         return sites
 
     def _taker(self, param_name: str, site: ActivationSite) -> Callable[[Tensor], None]:
+        me = weakref.proxy(self)
+
         def take(activations: Tensor) -> None:
             if site.activation is not None:
                 activations = site.activation(activations)
-            total = self.measure(activations, site.channel_dim)
-            self._add(param_name, total, activations.numel() // total.numel())
+            total = me.measure(activations, site.channel_dim)
+            me._add(param_name, total, activations.numel() // total.numel())
 
         return take
+
+
+def _refuse_tied(param_name: str, modules: Mapping[str, nn.Module]) -> None:
+    """Raise a DistillerError if other layers have the parameter too: it has activations in several places."""
+    owner_name, _, kind = param_name.rpartition(".")
+    param = getattr(modules.get(owner_name), kind, None)
+    sharing = [
+        name
+        for name, module in modules.items()
+        if any(other is param for other in module.parameters(recurse=False))
+    ]
+    if len(sharing) > 1:
+        raise DistillerError(
+            f"the weight is shared by {' and '.join(sharing)}, and has the activations of all of them; take "
+            "a pruner that does not look at activations"
+        )
 
 
 class _ConstantActivationPruner(ConstantForm, _ActivationRankedFilterPruner):

@@ -6,6 +6,7 @@ Knows nothing about pruning, or which module to look at.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from distiller.names import unwrap
+from distiller.tensor_cuts import Kept, cut
 
 __all__ = ["ActivationSite", "RunningMean", "observe", "sums_per_channel", "zeros_per_channel"]
 
@@ -54,6 +56,10 @@ class RunningMean:
         together = sum((total.to(totals[0].device) for total in totals[1:]), totals[0])
         return together.double() / sum(count for _, count in self._sums.values())
 
+    def follow_thinning(self, kept: Kept) -> None:
+        """Go on with the means of the elements that stay."""
+        self._sums = {device: (cut(total, kept), count) for device, (total, count) in self._sums.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """Sum and number by device."""
         return {device: {"sum": total.cpu(), "count": count} for device, (total, count) in self._sums.items()}
@@ -84,7 +90,7 @@ class ActivationSite:
 
 
 def observe(
-    model: nn.Module, module: nn.Module, of_input: bool, take: Callable[[Tensor], None]
+    owner: object, model: nn.Module, module: nn.Module, of_input: bool, take: Callable[[Tensor], None]
 ) -> RemovableHandle:
     """Call `take`, without gradients, with the input or output of a module while the model trains.
 
@@ -92,6 +98,8 @@ def observe(
     be frozen by itself.
 
     Args:
+        owner: who looks; when it is gone, as after an epoch that was abandoned, nothing is looked at any
+            more. `take` must refer to it weakly.
         model: the model that the module is in, or a wrapper around it.
         module: what to look at.
         of_input: whether to look at its first input; else at its output.
@@ -113,7 +121,9 @@ def observe(
     def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         see(output)
 
-    return module.register_forward_pre_hook(before) if of_input else module.register_forward_hook(after)
+    handle = module.register_forward_pre_hook(before) if of_input else module.register_forward_hook(after)
+    weakref.finalize(owner, handle.remove)
+    return handle
 
 
 def _all_but(dim: int, tensor: Tensor) -> list[int]:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from distiller.interfaces import Pruner, StepContext
 from distiller.names import resolve_all
-from distiller.pruning.criteria import create_mask_level_criterion
+from distiller.pruning.criteria import create_mask_level_criterion, snap
 from distiller.pruning.schedule import GradualSparsity, SparsitySchedule
-from distiller.pruning.settings import as_names, is_listed, naming
+from distiller.pruning.settings import FractionBelowOne, Names, as_names, is_listed, naming
 from distiller.registry import PRUNERS
 
 __all__ = ["AutomatedGradualPruner", "SparsityTargetPruner"]
@@ -45,6 +45,11 @@ class SparsityTargetPruner(Pruner):
         """The sparsity aimed at in this epoch, by names as given."""
         return dict.fromkeys(self.weights, self.sparsity.at(ctx))
 
+    def too_small(self, params: Mapping[str, Tensor], ctx: StepContext) -> tuple[str, ...]:
+        """Those of `params` that have too few elements, or structures, for one to go in this epoch."""
+        fraction = self.sparsity.at(ctx)
+        return tuple(name for name, param in params.items() if self._count_to_prune(param, fraction) == 0)
+
     def compute_masks(self, params: Mapping[str, Tensor], ctx: StepContext) -> dict[str, Tensor]:
         """Masks of the parameters in `params` that `weights` names.
 
@@ -52,6 +57,10 @@ class SparsityTargetPruner(Pruner):
             DistillerError: a parameter holds NaN, or has a shape that cannot be pruned so.
         """
         return self._masks({name: p for name, p in params.items() if is_listed(name, self.weights)}, ctx)
+
+    def _count_to_prune(self, param: Tensor, fraction: float) -> int:
+        """How many elements, or structures, of a parameter go."""
+        return int(snap(fraction * param.numel()))
 
     @abstractmethod
     def _masks(self, params: Mapping[str, Tensor], ctx: StepContext) -> dict[str, Tensor]:
@@ -75,7 +84,7 @@ class AutomatedGradualPruner(SparsityTargetPruner):
     """
 
     def __init__(
-        self, name: str, initial_sparsity: float, final_sparsity: float, weights: list[str] | str
+        self, name: str, initial_sparsity: FractionBelowOne, final_sparsity: FractionBelowOne, weights: Names
     ) -> None:
         super().__init__(name, weights, GradualSparsity(initial_sparsity, final_sparsity))
 

@@ -242,10 +242,10 @@ def snap(x: float) -> float:
 
 
 def refuse_nan(t: Tensor) -> None:
-    """Raise a DistillerError if a tensor holds NaN, which has no magnitude to go by."""
+    """Raise a DistillerError if a tensor holds NaN: nothing tells whether that should go."""
     if t.isnan().any():
         raise DistillerError(
-            f"cannot prune by magnitude, got {int(t.isnan().sum())} NaN in {t.numel()} elements; "
+            f"cannot be pruned, got {int(t.isnan().sum())} NaN in {t.numel()} elements; "
             "training has diverged: resume from an earlier checkpoint with a lower learning rate"
         )
 

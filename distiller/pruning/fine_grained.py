@@ -17,9 +17,10 @@ from distiller.pruning.criteria import (
     create_mask_level_criterion,
     create_mask_sensitivity_criterion,
     create_mask_threshold_criterion,
+    snap,
     standard_deviation,
 )
-from distiller.pruning.settings import SettingsByName, naming
+from distiller.pruning.settings import LevelsByName, NumbersByName, SettingsByName, naming
 from distiller.registry import PRUNERS
 
 __all__ = ["MagnitudeParameterPruner", "SensitivityPruner", "SparsityLevelParameterPruner"]
@@ -67,7 +68,7 @@ class MagnitudeParameterPruner(_SettingPerParameterPruner):
         DistillerError: a threshold below 0.
     """
 
-    def __init__(self, name: str, thresholds: dict[str, float]) -> None:
+    def __init__(self, name: str, thresholds: NumbersByName) -> None:
         super().__init__(name, SettingsByName("thresholds", thresholds))
 
     def _mask(self, param_name: str, param: Tensor, setting: float) -> Tensor:
@@ -92,7 +93,7 @@ class SensitivityPruner(_SettingPerParameterPruner):
     Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks" (2015).
     """
 
-    def __init__(self, name: str, sensitivities: dict[str, float]) -> None:
+    def __init__(self, name: str, sensitivities: NumbersByName) -> None:
         super().__init__(name, SettingsByName("sensitivities", sensitivities))
         self._stddevs: dict[str, float] = {}
 
@@ -123,7 +124,7 @@ class SparsityLevelParameterPruner(_SettingPerParameterPruner):
         DistillerError: a level outside of [0, 1).
     """
 
-    def __init__(self, name: str, levels: dict[str, float]) -> None:
+    def __init__(self, name: str, levels: LevelsByName) -> None:
         super().__init__(name, _levels(levels))
 
     @property
@@ -143,6 +144,11 @@ class SparsityLevelParameterPruner(_SettingPerParameterPruner):
         """The levels, by names as given."""
         return self.levels
 
+    def too_small(self, params: Mapping[str, Tensor], ctx: StepContext) -> tuple[str, ...]:
+        """Those of `params` that have too few elements for one to go at their level."""
+        levels = {name: self._settings.get(name) or 0 for name in params}
+        return tuple(name for name, param in params.items() if int(snap(levels[name] * param.numel())) == 0)
+
     def compute_masks(self, params: Mapping[str, Tensor], ctx: StepContext) -> dict[str, Tensor]:
         """Masks of the parameters in `params` that have a level above 0.
 
@@ -158,4 +164,4 @@ class SparsityLevelParameterPruner(_SettingPerParameterPruner):
 
 
 def _levels(levels: Mapping[str, float]) -> SettingsByName:
-    return SettingsByName("levels", levels, below=1.0)
+    return SettingsByName("levels", levels, below_one=True)

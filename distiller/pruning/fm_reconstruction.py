@@ -7,8 +7,9 @@ Knows nothing about when it is called or how masks are applied.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,9 @@ from distiller.pruning.ranked_structures import RankedStructurePruner
 from distiller.pruning.ranking import ranked_structures
 from distiller.pruning.reconstruction import gram_matrix, input_samples, reconstructed_weights
 from distiller.pruning.schedule import ConstantSparsity
-from distiller.pruning.settings import check_fraction, naming
+from distiller.pruning.settings import Fraction, Names, check_fraction, checked_whole_number, naming
 from distiller.registry import PRUNERS
+from distiller.tensor_cuts import TensorCuts
 
 __all__ = ["FMReconstructionChannelPruner"]
 
@@ -71,14 +73,14 @@ class FMReconstructionChannelPruner(RankedStructurePruner, DataDrivenPruner):
         self,
         name: str,
         group_type: Literal["Channels"],
-        desired_sparsity: float,
-        weights: list[str] | str,
+        desired_sparsity: Fraction,
+        weights: Names,
         group_dependency: Literal["Leader"] | None = None,
         kwargs: dict[str, list[int]] | None = None,
         magnitude_fn: Callable[[Tensor, int], Tensor] = l1_norm,
-        group_size: int = 1,
+        group_size: Annotated[int, checked_whole_number(1)] = 1,
         rounding_fn: Callable[[float], int] = math.floor,
-        ranking_noise: float = 0.0,
+        ranking_noise: Fraction = 0.0,
         model: nn.Module | None = None,
     ) -> None:
         if group_type != "Channels":
@@ -120,7 +122,7 @@ class FMReconstructionChannelPruner(RankedStructurePruner, DataDrivenPruner):
         """
         self.detach()
         for param_name, layer in self._layers(model).items():
-            self._handles.append(observe(model, layer, True, self._taker(param_name, layer)))
+            self._handles.append(observe(self, model, layer, True, self._taker(param_name, layer)))
 
     def detach(self) -> None:
         """Look no longer."""
@@ -150,7 +152,7 @@ class FMReconstructionChannelPruner(RankedStructurePruner, DataDrivenPruner):
                         f"no inputs of its layer have been seen in {self.seen} mini-batches: training did "
                         "not call the layer; take L1RankedStructureParameterPruner, which fits no weights"
                     )
-                param, gram = params[name], self._grams[name].mean()
+                param, gram = params[name], self._grams[name].mean().flatten(2).flatten(0, 1)
                 if not gram.isfinite().all():
                     raise DistillerError(
                         "the inputs of its layer hold NaN or infinity; training has diverged: resume from an "
@@ -176,6 +178,12 @@ class FMReconstructionChannelPruner(RankedStructurePruner, DataDrivenPruner):
         self._grams = {name: RunningMean.from_state(part) for name, part in state["grams"].items()}
         self._generator.set_state(state["generator"])
 
+    def follow_thinning(self, cuts: TensorCuts) -> None:
+        """Go on with what was seen of the input channels that stay."""
+        for name, gram in self._grams.items():
+            if 1 in (kept := cuts.get(name, {})):
+                gram.follow_thinning({0: kept[1], 2: kept[1]})
+
     def _stay(self, param_name: str, param: Tensor, fraction: float) -> Tensor:
         return ranked_structures(param, self.group_type, fraction, self._norm, **self._ranking)
 
@@ -200,9 +208,13 @@ class FMReconstructionChannelPruner(RankedStructurePruner, DataDrivenPruner):
         return layers
 
     def _taker(self, param_name: str, layer: nn.Conv2d | nn.Linear) -> Callable[[Tensor], None]:
+        me = weakref.proxy(self)
+
         def take(inputs: Tensor) -> None:
-            samples = input_samples(layer, inputs, POINTS_PER_IMAGE, self._generator)
-            mean = self._grams.setdefault(param_name, RunningMean())
-            mean.add(gram_matrix(samples), len(samples))
+            samples = input_samples(layer, inputs, POINTS_PER_IMAGE, me._generator)
+            mean = me._grams.setdefault(param_name, RunningMean())
+            # (channels, places in a kernel) twice, so that channels can be taken out
+            shape = 2 * (layer.weight.shape[1], layer.weight[0, 0].numel())
+            mean.add(gram_matrix(samples).view(shape), len(samples))
 
         return take

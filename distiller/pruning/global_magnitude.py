@@ -15,7 +15,7 @@ from distiller.names import named_parameters
 from distiller.pruning.automated_gradual import SparsityTargetPruner
 from distiller.pruning.criteria import lowest, mask_like, refuse_nan, snap
 from distiller.pruning.schedule import ConstantSparsity, GradualSparsity
-from distiller.pruning.settings import check_fraction, naming
+from distiller.pruning.settings import FractionBelowOne, Names, check_fraction, naming
 from distiller.registry import PRUNERS
 
 __all__ = ["GlobalMagnitudePruner", "global_magnitude_masks"]
@@ -73,9 +73,9 @@ class GlobalMagnitudePruner(SparsityTargetPruner):
     def __init__(
         self,
         name: str,
-        final_sparsity: float,
-        weights: list[str] | str,
-        initial_sparsity: float | None = None,
+        final_sparsity: FractionBelowOne,
+        weights: Names,
+        initial_sparsity: FractionBelowOne | None = None,
     ) -> None:
         check_fraction("final_sparsity", final_sparsity, one_allowed=False)
         if initial_sparsity is None:
@@ -83,6 +83,11 @@ class GlobalMagnitudePruner(SparsityTargetPruner):
         else:
             sparsity = GradualSparsity(initial_sparsity, final_sparsity)
         super().__init__(name, weights, sparsity)
+
+    def too_small(self, params: Mapping[str, Tensor], ctx: StepContext) -> tuple[str, ...]:
+        """All of `params`, or none: how many elements go is a fraction of all of them together."""
+        total = sum(param.numel() for param in params.values())
+        return () if int(snap(self.sparsity.at(ctx) * total)) else tuple(params)
 
     def _masks(self, params: Mapping[str, Tensor], ctx: StepContext) -> dict[str, Tensor]:
         in_model = {name: param.detach() for name, param in named_parameters(ctx.model)}

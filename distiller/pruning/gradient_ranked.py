@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from distiller.errors import DistillerError
 from distiller.interfaces import StepContext
 from distiller.names import named_modules, named_parameters
 from distiller.pruning.criteria import widened
 from distiller.pruning.filter_gates import gate_parameters, graph_of_norms
 from distiller.pruning.schedule import SparsitySchedule
 from distiller.pruning.scored_filters import ConstantForm, GradualForm, ScoredFilterPruner
-from distiller.pruning.settings import naming
+from distiller.pruning.settings import Names, naming
 from distiller.registry import PRUNERS
 
 __all__ = [
@@ -81,7 +82,7 @@ class _GradientRankedFilterPruner(ScoredFilterPruner):
         self,
         name: str,
         group_type: str,
-        weights: list[str] | str,
+        weights: Names,
         sparsity: SparsitySchedule,
         group_dependency: str | None,
         model: nn.Module | None,
@@ -99,12 +100,21 @@ class _GradientRankedFilterPruner(ScoredFilterPruner):
         """Count the filters of each of `params` and, in the model if it was given, find what gates them.
 
         Raises:
-            DistillerError: one has no filters, or not as many as its leader, or a batch norm behind it that
-                does not tell about them.
+            DistillerError: one has no filters, or not as many as its leader, or what gates them is not
+                trained, or is a batch norm that does not tell about them.
         """
         super().check(params)
-        if self._model is not None:
-            self._find(self._model)
+        if self._model is None:
+            return
+        in_model = dict(named_parameters(self._model))
+        for param_name, gate in self._find(self._model).items():
+            frozen = [name for name in gate if not in_model[name].requires_grad]
+            if frozen:
+                with naming(self.name, param_name):
+                    raise DistillerError(
+                        f"'{frozen[0]}' is not trained (requires_grad is False), and has no gradients to "
+                        "rank by; train it, or take another pruner"
+                    )
 
     def attach(self, model: nn.Module) -> None:
         """Find what gates the weights' filters; the gradients come with `after_backward`.

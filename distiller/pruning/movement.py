@@ -17,8 +17,9 @@ from distiller.pruning.automated_gradual import SparsityTargetPruner
 from distiller.pruning.criteria import lowest, mask_like, refuse_nan, snap, widened
 from distiller.pruning.schedule import GradualSparsity
 from distiller.pruning.scored_filters import zeros_first
-from distiller.pruning.settings import check_fraction, naming
+from distiller.pruning.settings import FractionBelowOne, Names, check_fraction, naming
 from distiller.registry import PRUNERS
+from distiller.tensor_cuts import TensorCuts, cut
 
 __all__ = ["MovementPruner", "movement_mask"]
 
@@ -71,11 +72,23 @@ class MovementPruner(SparsityTargetPruner, DataDrivenPruner):
     Source: Sanh et al., "Movement Pruning: Adaptive Sparsity by Fine-Tuning" (arXiv 2005.07683), section 4.
     """
 
+    ranks_by_weight = False
+
     def __init__(
-        self, name: str, initial_sparsity: float, final_sparsity: float, weights: list[str] | str
+        self, name: str, initial_sparsity: FractionBelowOne, final_sparsity: FractionBelowOne, weights: Names
     ) -> None:
         super().__init__(name, weights, GradualSparsity(initial_sparsity, final_sparsity))
         self._scores: dict[str, Tensor] = {}
+
+    def check(self, params: Mapping[str, Tensor]) -> None:
+        """Raise a DistillerError if a parameter is not trained."""
+        for name, param in params.items():
+            with naming(self.name, name):
+                if isinstance(param, nn.Parameter) and not param.requires_grad:
+                    raise DistillerError(
+                        "it is not trained (requires_grad is False), and has no gradients to rank by; train "
+                        "it, or take another pruner"
+                    )
 
     def attach(self, model: nn.Module) -> None:
         """Nothing: gradients come with `after_backward`."""
@@ -105,6 +118,10 @@ class MovementPruner(SparsityTargetPruner, DataDrivenPruner):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the scores in `state`."""
         self.seen, self._scores = state["seen"], dict(state["scores"])
+
+    def follow_thinning(self, cuts: TensorCuts) -> None:
+        """Go on with the scores of the weights that stay."""
+        self._scores = {name: cut(scores, cuts.get(name, {})) for name, scores in self._scores.items()}
 
     def _masks(self, params: Mapping[str, Tensor], ctx: StepContext) -> dict[str, Tensor]:
         sparsity = self.sparsity.at(ctx)

@@ -6,20 +6,29 @@ Knows nothing about when it is called or how masks are applied.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from distiller.errors import DistillerError
 from distiller.interfaces import Pruner, StepContext
-from distiller.names import resolve_all
+from distiller.names import named_parameters, resolve_all
 from distiller.pruning.criteria import mask_like, refuse_nan
-from distiller.pruning.settings import as_names, is_listed, naming
+from distiller.pruning.settings import (
+    Names,
+    as_names,
+    check_whole_number,
+    checked_whole_number,
+    is_listed,
+    naming,
+)
 from distiller.registry import PRUNERS
 
-__all__ = ["NMPruner", "n_to_m_mask"]
+__all__ = ["NMPruner", "n_to_m_mask", "n_to_m_sparsity"]
 
 _LARGEST = 2**16
+_Count = Annotated[int, checked_whole_number(1, _LARGEST)]
 
 
 def n_to_m_mask(t: Tensor, n: int = 2, m: int = 4) -> Tensor:
@@ -54,6 +63,15 @@ def n_to_m_mask(t: Tensor, n: int = 2, m: int = 4) -> Tensor:
     return mask_like(t, torch.cat(keep, dim=-1).movedim(-1, 1))
 
 
+def n_to_m_sparsity(channels: int, n: int = 2, m: int = 4) -> float:
+    """The sparsity that `n_to_m_mask` gives a tensor of so many input channels, 0..1.
+
+    It is 1 - n / m when m divides them, less when a last group is shorter, and 0 for n or fewer.
+    """
+    whole, rest = divmod(channels, m)
+    return 1 - (whole * n + min(rest, n)) / channels if channels else 0.0
+
+
 @PRUNERS.register
 class NMPruner(Pruner):
     """Prunes to N:M sparsity along the input channels (`n_to_m_mask`), as sparse tensor cores want it.
@@ -70,7 +88,7 @@ class NMPruner(Pruner):
     Source: Mishra et al., "Accelerating Sparse Deep Neural Networks" (arXiv 2104.08378).
     """
 
-    def __init__(self, name: str, weights: list[str] | str, n: int = 2, m: int = 4) -> None:
+    def __init__(self, name: str, weights: Names, n: _Count = 2, m: _Count = 4) -> None:
         _check_ratio(n, m)
         self.name = name
         self.weights = as_names(weights)
@@ -88,8 +106,15 @@ class NMPruner(Pruner):
                 _check_dimensions(param)
 
     def target_sparsity(self, ctx: StepContext) -> Mapping[str, float]:
-        """1 - n / m, which weights have whose input channels divide by m."""
-        return dict.fromkeys(self.weights, 1 - self.n / self.m)
+        """The sparsity that each parameter comes to, by its name: 1 - n / m where m divides its channels."""
+        params = dict(named_parameters(ctx.model))
+        return {
+            name: n_to_m_sparsity(params[name].size(1), self.n, self.m) for name in self.select(list(params))
+        }
+
+    def too_small(self, params: Mapping[str, Tensor], ctx: StepContext) -> tuple[str, ...]:
+        """Those of `params` that have no more than n input channels: all of them stay."""
+        return tuple(name for name, param in params.items() if param.size(1) <= self.n)
 
     def compute_masks(self, params: Mapping[str, Tensor], ctx: StepContext) -> dict[str, Tensor]:
         """Masks of the parameters in `params` that `weights` names.
@@ -120,7 +145,6 @@ def _check_dimensions(t: Tensor) -> None:
 
 
 def _check_ratio(n: int, m: int) -> None:
+    check_whole_number("m", m, least=1, most=_LARGEST)
     if not 1 <= n <= m:
-        raise DistillerError(f"needs 1 <= n <= m, got n {n} and m {m}")
-    if m > _LARGEST:
-        raise DistillerError(f"m must be at most {_LARGEST}, got {m}; sparse tensor cores want n 2, m 4")
+        raise DistillerError(f"n must be from 1 to m, which is {m}, got {n}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -22,8 +22,10 @@ from distiller.pruning.criteria import refuse_nan
 from distiller.pruning.ranked_structures import RankedStructurePruner
 from distiller.pruning.ranking import count_structures, number_to_prune
 from distiller.pruning.schedule import ConstantSparsity, GradualSparsity
+from distiller.pruning.settings import Fraction, FractionBelowOne, Names
 from distiller.pruning.structure_pruner import StructurePruner
 from distiller.registry import PRUNERS
+from distiller.signatures import Checked
 
 __all__ = [
     "BernoulliFilterPruner",
@@ -75,6 +77,14 @@ def bernoulli_structures(count: int, fraction: float) -> Tensor:
     return stay.double() / stay.double().mean()
 
 
+def _refuse_no_pair(numbers: Sequence[float]) -> None:
+    if len(numbers) != 2:
+        raise DistillerError(f"must be [low, high], got {list(numbers)}")
+
+
+_A_RANGE = Checked(_refuse_no_pair, {"minItems": 2, "maxItems": 2})
+
+
 @dataclass(frozen=True, slots=True)
 class _UniformSparsity:
     """A sparsity drawn anew each time it is asked for."""
@@ -110,8 +120,8 @@ class RandomLevelStructureParameterPruner(RankedStructurePruner):
         self,
         name: str,
         group_type: Literal["3D", "Filters", "Channels", "Rows", "Blocks"],
-        sparsity_range: Sequence[float],
-        weights: list[str] | str,
+        sparsity_range: Annotated[list[Fraction], _A_RANGE],
+        weights: Names,
         group_dependency: Literal["Leader"] | None = None,
         kwargs: dict[str, list[int]] | None = None,
     ) -> None:
@@ -127,14 +137,23 @@ class RandomLevelStructureParameterPruner(RankedStructurePruner):
         """{}: it is drawn when masks are computed."""
         return {}
 
+    def too_small(self, params: Mapping[str, Tensor], ctx: StepContext) -> tuple[str, ...]:
+        """(): the fraction is drawn when masks are computed."""
+        return ()
+
 
 class _RandomFilterPruner(StructurePruner):
     draws = True
+    ranks_by_weight = False
 
     @staticmethod
     @abstractmethod
     def draw(count: int, fraction: float) -> Tensor:
         """The value of the mask for each of `count` filters; each class names the function it draws by."""
+
+    def too_small(self, params: Mapping[str, Tensor], ctx: StepContext) -> tuple[str, ...]:
+        """As others do; (), where each filter goes with a probability: any of them may."""
+        return () if self.rescales else super().too_small(params, ctx)
 
     def _stay(self, param_name: str, param: Tensor, fraction: float) -> Tensor:
         refuse_nan(param)
@@ -146,8 +165,8 @@ class _ConstantRandomFilterPruner(_RandomFilterPruner):
         self,
         name: str,
         group_type: Literal["3D", "Filters"],
-        desired_sparsity: float,
-        weights: list[str] | str,
+        desired_sparsity: Fraction,
+        weights: Names,
         group_dependency: Literal["Leader"] | None = None,
     ) -> None:
         _check_filters(group_type)
@@ -158,10 +177,10 @@ class _GradualRandomFilterPruner(_RandomFilterPruner):
     def __init__(
         self,
         name: str,
-        initial_sparsity: float,
-        final_sparsity: float,
+        initial_sparsity: FractionBelowOne,
+        final_sparsity: FractionBelowOne,
         group_type: Literal["3D", "Filters"],
-        weights: list[str] | str,
+        weights: Names,
         group_dependency: Literal["Leader"] | None = None,
     ) -> None:
         _check_filters(group_type)

@@ -8,15 +8,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from torch import Tensor
 
-from distiller.errors import DistillerError
 from distiller.norms import Norm, l1_norm, l2_norm
-from distiller.pruning.ranking import check_group_size, expand_structures, ranked_structures
+from distiller.pruning.ranking import (
+    check_group_size,
+    count_structures,
+    expand_structures,
+    number_to_prune,
+    ranked_structures,
+)
 from distiller.pruning.schedule import ConstantSparsity, GradualSparsity, SparsitySchedule
-from distiller.pruning.settings import check_fraction
+from distiller.pruning.settings import (
+    LONGEST,
+    Fraction,
+    FractionBelowOne,
+    Names,
+    check_fraction,
+    check_whole_number,
+    checked_whole_number,
+)
 from distiller.pruning.structure_pruner import StructurePruner
 from distiller.registry import PRUNERS
 
@@ -54,18 +67,17 @@ class RankedStructurePruner(StructurePruner):
         self,
         name: str,
         group_type: str,
-        weights: list[str] | str,
+        weights: Names,
         sparsity: SparsitySchedule,
         group_dependency: str | None,
         kwargs: Mapping[str, Sequence[int]] | None = None,
-        noise: float = 0.0,
+        noise: Fraction = 0.0,
         group_size: int = 1,
         rounding_fn: Callable[[float], int] = math.floor,
     ) -> None:
         super().__init__(name, group_type, weights, sparsity, group_dependency, kwargs)
         check_fraction("noise", noise, one_allowed=True)
-        if group_size < 1:
-            raise DistillerError(f"group_size must be 1 or more, got {group_size}")
+        check_whole_number("group_size", group_size, least=1, most=LONGEST)
         self.draws = noise > 0
         self._ranking: dict[str, Any] = {
             "noise": noise,
@@ -159,6 +171,10 @@ class RankedStructurePruner(StructurePruner):
             zeros_mask_dict[param_name].mask = expand_structures(binary_map, param, group_type)
         return binary_map
 
+    def _count_to_prune(self, param: Tensor, fraction: float) -> int:
+        groups = count_structures(param, self.group_type, self.block_shape) // self._ranking["group_size"]
+        return number_to_prune(fraction, groups, self._ranking["rounding_fn"])
+
     def _check_count(self, count: int) -> None:
         check_group_size(self._ranking["group_size"], count, self.group_type)
 
@@ -171,12 +187,12 @@ class _ConstantRankedStructurePruner(RankedStructurePruner):
         self,
         name: str,
         group_type: Literal["3D", "Filters", "Channels", "Rows", "Blocks"],
-        desired_sparsity: float,
-        weights: list[str] | str,
+        desired_sparsity: Fraction,
+        weights: Names,
         group_dependency: Literal["Leader"] | None = None,
         kwargs: dict[str, list[int]] | None = None,
-        noise: float = 0.0,
-        group_size: int = 1,
+        noise: Fraction = 0.0,
+        group_size: Annotated[int, checked_whole_number(1)] = 1,
         rounding_fn: Callable[[float], int] = math.floor,
     ) -> None:
         super().__init__(
@@ -196,10 +212,10 @@ class _GradualRankedStructurePruner(RankedStructurePruner):
     def __init__(
         self,
         name: str,
-        initial_sparsity: float,
-        final_sparsity: float,
+        initial_sparsity: FractionBelowOne,
+        final_sparsity: FractionBelowOne,
         group_type: Literal["3D", "Filters", "Channels", "Rows", "Blocks"],
-        weights: list[str] | str,
+        weights: Names,
         group_dependency: Literal["Leader"] | None = None,
         kwargs: dict[str, list[int]] | None = None,
     ) -> None:

@@ -6,14 +6,24 @@ Knows nothing about when it is called or how masks are applied.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 from torch import Tensor
 
-from distiller.errors import DistillerError
 from distiller.interfaces import EpochWindow, Pruner, StepContext
 from distiller.names import resolve_all
 from distiller.pruning.criteria import create_mask_threshold_criterion
-from distiller.pruning.settings import as_names, is_listed, naming
+from distiller.pruning.settings import (
+    LONGEST,
+    Names,
+    NotNegative,
+    as_names,
+    check_number,
+    check_whole_number,
+    checked_whole_number,
+    is_listed,
+    naming,
+)
 from distiller.registry import PRUNERS
 
 __all__ = ["BaiduRNNPruner", "rising_threshold"]
@@ -69,7 +79,7 @@ class BaiduRNNPruner(Pruner):
         weights: parameter names and shell patterns, or a single one.
 
     Raises:
-        DistillerError: a number below 0, or no weights.
+        DistillerError: a number below 0, or past all sense, or no weights.
 
     Source: Narang et al., "Exploring Sparsity in Recurrent Neural Networks" (arXiv 1704.05119).
     """
@@ -77,23 +87,18 @@ class BaiduRNNPruner(Pruner):
     def __init__(
         self,
         name: str,
-        q: float,
-        ramp_epoch_offset: int,
-        ramp_slope_mult: float,
-        weights: list[str] | str,
+        q: NotNegative,
+        ramp_epoch_offset: Annotated[int, checked_whole_number(0)],
+        ramp_slope_mult: NotNegative,
+        weights: Names,
     ) -> None:
         self.name = name
         self.weights = as_names(weights)
-        for argument, value in (
-            ("q", q),
-            ("ramp_epoch_offset", ramp_epoch_offset),
-            ("ramp_slope_mult", ramp_slope_mult),
-        ):
-            if not value >= 0:
-                raise DistillerError(f"{argument} must be 0 or more, got {value!r}")
-        self.q = q
-        self.ramp_epoch_offset = ramp_epoch_offset
-        self.ramp_slope_mult = ramp_slope_mult
+        self.q = check_number("q", q)
+        self.ramp_epoch_offset = check_whole_number(
+            "ramp_epoch_offset", ramp_epoch_offset, least=0, most=LONGEST
+        )
+        self.ramp_slope_mult = check_number("ramp_slope_mult", ramp_slope_mult)
 
     def select(self, param_names: Sequence[str]) -> tuple[str, ...]:
         """The parameters that `weights` names, in its order."""

@@ -17,7 +17,9 @@ from distiller.pruning.activation_statistics import RunningMean
 from distiller.pruning.criteria import lowest, refuse_nan
 from distiller.pruning.ranking import number_to_prune
 from distiller.pruning.schedule import ConstantSparsity, GradualSparsity, SparsitySchedule
+from distiller.pruning.settings import Fraction, FractionBelowOne, Names
 from distiller.pruning.structure_pruner import StructurePruner
+from distiller.tensor_cuts import TensorCuts
 
 __all__ = ["ConstantForm", "GradualForm", "ScoredFilterPruner", "filters_to_keep", "zeros_first"]
 
@@ -77,6 +79,7 @@ class ScoredFilterPruner(StructurePruner, DataDrivenPruner):
         DistillerError: an argument out of range, or no weights.
     """
 
+    ranks_by_weight = False
     highest_go = False
     """Whether the filters of highest score go instead."""
     is_missing_because: str
@@ -86,7 +89,7 @@ class ScoredFilterPruner(StructurePruner, DataDrivenPruner):
         self,
         name: str,
         group_type: str,
-        weights: list[str] | str,
+        weights: Names,
         sparsity: SparsitySchedule,
         group_dependency: str | None,
         model: nn.Module | None = None,
@@ -110,6 +113,12 @@ class ScoredFilterPruner(StructurePruner, DataDrivenPruner):
         """Go on with the scores in `state`."""
         self.seen = state["seen"]
         self._means = {name: RunningMean.from_state(part) for name, part in state["means"].items()}
+
+    def follow_thinning(self, cuts: TensorCuts) -> None:
+        """Go on with the scores of the filters that stay."""
+        for name, mean in self._means.items():
+            if 0 in (kept := cuts.get(name, {})):
+                mean.follow_thinning({0: kept[0]})
 
     def scores(self, param_name: str) -> Tensor:
         """The mean scores of a parameter's filters so far, shape (filters,), float64.
@@ -143,8 +152,8 @@ class ConstantForm(ScoredFilterPruner):
         self,
         name: str,
         group_type: Literal["3D", "Filters"],
-        desired_sparsity: float,
-        weights: list[str] | str,
+        desired_sparsity: Fraction,
+        weights: Names,
         group_dependency: Literal["Leader"] | None = None,
         model: nn.Module | None = None,
     ) -> None:
@@ -158,10 +167,10 @@ class GradualForm(ScoredFilterPruner):
     def __init__(
         self,
         name: str,
-        initial_sparsity: float,
-        final_sparsity: float,
+        initial_sparsity: FractionBelowOne,
+        final_sparsity: FractionBelowOne,
         group_type: Literal["3D", "Filters"],
-        weights: list[str] | str,
+        weights: Names,
         group_dependency: Literal["Leader"] | None = None,
         model: nn.Module | None = None,
     ) -> None:

@@ -2,20 +2,49 @@
 
 A setting by name is found in this order: exact name, then shell patterns in the order
 of the file, then `*` as the default of every other parameter, biases included.
-Knows nothing about tensors or masks.
+The types that a constructor annotates its arguments with say their ranges to a schedule's reader and to
+editors. Knows nothing about tensors or masks.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Annotated, Any
 
 from distiller.errors import DistillerError
 from distiller.names import is_pattern, resolve_all, strip_wrappers
+from distiller.schedule_yaml import shown
+from distiller.signatures import Checked
 
-__all__ = ["ParameterError", "SettingsByName", "as_names", "check_fraction", "is_listed", "naming"]
+__all__ = [
+    "LARGEST",
+    "LONGEST",
+    "Fraction",
+    "FractionBelowOne",
+    "LevelsByName",
+    "Names",
+    "NotNegative",
+    "NumbersByName",
+    "ParameterError",
+    "SettingsByName",
+    "as_names",
+    "check_fraction",
+    "check_number",
+    "check_whole_number",
+    "checked_number",
+    "checked_whole_number",
+    "is_listed",
+    "naming",
+    "some_by_name",
+]
+
+LARGEST = 1e30
+"""What a threshold, multiplier or strength may be at most: with a tensor it must not overflow."""
+LONGEST = 10**9
+"""What a number of epochs, or of structures, may be at most."""
 
 _DEFAULT = "*"
 
@@ -38,21 +67,22 @@ class SettingsByName:
     Args:
         argument: the constructor argument they were given as, for error messages.
         values: number by name; not empty.
-        below: the numbers lie in [0, below).
+        below_one: the numbers lie in [0, 1); else in [0, LARGEST].
 
     Raises:
         DistillerError: no values, or one outside of its range; names the key and the value.
     """
 
-    def __init__(self, argument: str, values: Mapping[str, float], below: float = math.inf) -> None:
+    def __init__(self, argument: str, values: Mapping[str, float], below_one: bool = False) -> None:
         if not values:
             raise DistillerError(
                 f"{argument}: at least one parameter name, pattern or '*' is wanted, got {values!r}"
             )
         for key, value in values.items():
-            if not 0 <= value < below:
-                wanted = "must be 0 or more" if below == math.inf else f"must be in [0, {below:g})"
-                raise DistillerError(f"{argument}['{key}'] {wanted}, got {value!r}")
+            if below_one:
+                check_fraction(f"{argument}['{key}']", value, one_allowed=False)
+            else:
+                check_number(f"{argument}['{key}']", value)
         self.values = dict(values)
         # Names as written win over names without wrapper parts.
         self._exact = {strip_wrappers(key): value for key, value in values.items()} | self.values
@@ -111,7 +141,34 @@ def check_fraction(argument: str, value: float, *, one_allowed: bool) -> float:
     """
     if 0 <= value < 1 or (one_allowed and value == 1):
         return value
-    raise DistillerError(f"{argument} must be in [0, 1{']' if one_allowed else ')'}, got {value!r}")
+    raise DistillerError(_told(argument, f"must be in [0, 1{']' if one_allowed else ')'}", value))
+
+
+def check_number(argument: str, value: float, *, above: float | None = None, most: float = LARGEST) -> float:
+    """`value`, a finite number from 0, or more than `above`, to `most`.
+
+    Raises:
+        DistillerError: it is not; names the argument (if that is not empty), the value and the bound.
+    """
+    if not (value >= 0 if above is None else value > above):
+        wanted = "must be 0 or more" if above is None else f"must be more than {above:g}"
+        raise DistillerError(_told(argument, wanted, value))
+    if not value <= most:
+        raise DistillerError(_told(argument, f"must be at most {most:g}", value))
+    return value
+
+
+def check_whole_number(argument: str, value: int, *, least: int, most: int) -> int:
+    """`value`, a whole number from `least` to `most`.
+
+    Raises:
+        DistillerError: it is not; names the argument (if that is not empty), the value and the bound.
+    """
+    if value < least:
+        raise DistillerError(_told(argument, f"must be {least} or more", value))
+    if value > most:
+        raise DistillerError(_told(argument, f"must be at most {most}", value))
+    return value
 
 
 @contextmanager
@@ -121,3 +178,54 @@ def naming(pruner_name: str, param_name: str) -> Iterator[None]:
         yield
     except DistillerError as error:
         raise ParameterError(f"pruner '{pruner_name}', '{param_name}': {error}", param_name) from error
+
+
+def checked_number(above: float | None = None, most: float = LARGEST) -> Checked:
+    """For an annotation: what `check_number` checks."""
+    lower = {"minimum": 0} if above is None else {"exclusiveMinimum": above}
+    return Checked(partial(check_number, "", above=above, most=most), {**lower, "maximum": most})
+
+
+def checked_whole_number(least: int, most: int = LONGEST) -> Checked:
+    """For an annotation: what `check_whole_number` checks."""
+    refuse = partial(check_whole_number, "", least=least, most=most)
+    return Checked(refuse, {"minimum": least, "maximum": most})
+
+
+def _told(argument: str, wanted: str, value: object) -> str:
+    return f"{argument} {wanted}, got {shown(value)}".lstrip()
+
+
+def _not_empty(wanted: str) -> Callable[[Any], None]:
+    def refuse(values: Any) -> None:
+        if not values or "" in ([values] if isinstance(values, str) else values):
+            raise DistillerError(f"at least one {wanted} is wanted, got {shown(values)}")
+
+    return refuse
+
+
+some_by_name = Checked(
+    _not_empty("parameter name, pattern or '*'"), {"minProperties": 1, "propertyNames": {"minLength": 1}}
+)
+"""For the annotation of a dict: that there is an entry."""
+_SOME_NAMES = Checked(
+    _not_empty("parameter name or pattern"),
+    {"minLength": 1, "minItems": 1, "items": {"type": "string", "minLength": 1}},
+)
+
+Fraction = Annotated[
+    float, Checked(partial(check_fraction, "", one_allowed=True), {"minimum": 0, "maximum": 1})
+]
+"""A fraction in [0, 1]."""
+FractionBelowOne = Annotated[
+    float, Checked(partial(check_fraction, "", one_allowed=False), {"minimum": 0, "exclusiveMaximum": 1})
+]
+"""A fraction in [0, 1)."""
+NotNegative = Annotated[float, checked_number()]
+"""A number of 0 or more."""
+Names = Annotated[list[str] | str, _SOME_NAMES]
+"""Parameter names and patterns, or a single one."""
+NumbersByName = Annotated[dict[str, NotNegative], some_by_name]
+"""Numbers of 0 or more by parameter name, pattern or `*`."""
+LevelsByName = Annotated[dict[str, FractionBelowOne], some_by_name]
+"""Fractions in [0, 1) by parameter name, pattern or `*`."""

@@ -15,7 +15,7 @@ from distiller.errors import DistillerError
 from distiller.interfaces import Pruner, StepContext
 from distiller.masks import PRUNER_SLOT
 from distiller.pruning.criteria import mask_like, refuse_nan, standard_deviation, widened
-from distiller.pruning.settings import SettingsByName, naming
+from distiller.pruning.settings import NotNegative, NumbersByName, SettingsByName, check_number, naming
 from distiller.registry import PRUNERS
 
 __all__ = ["SplicingPruner", "splicing_mask"]
@@ -56,7 +56,7 @@ class SplicingPruner(Pruner):
 
     Mean and standard deviation are those of |w| when the first mask is computed, and kept from then on,
     also through checkpoints. A weight can only come back if it goes on being trained while it is pruned:
-    with the policy's `mask_on_forward_only`, or `use_double_copies`.
+    with the policy's `mask_on_forward_only`.
 
     Args:
         name: the instance's name in the schedule.
@@ -74,23 +74,21 @@ class SplicingPruner(Pruner):
     def __init__(
         self,
         name: str,
-        sensitivities: dict[str, float],
-        low_thresh_mult: float,
-        hi_thresh_mult: float,
-        sensitivity_multiplier: float = 0,
+        sensitivities: NumbersByName,
+        low_thresh_mult: NotNegative,
+        hi_thresh_mult: NotNegative,
+        sensitivity_multiplier: NotNegative = 0,
     ) -> None:
         self.name = name
         self._settings = SettingsByName("sensitivities", sensitivities)
-        if not 0 <= low_thresh_mult <= hi_thresh_mult:
+        self.low_thresh_mult = check_number("low_thresh_mult", low_thresh_mult)
+        self.hi_thresh_mult = check_number("hi_thresh_mult", hi_thresh_mult)
+        if low_thresh_mult > hi_thresh_mult:
             raise DistillerError(
-                "needs 0 <= low_thresh_mult <= hi_thresh_mult, "
-                f"got low_thresh_mult {low_thresh_mult!r} and hi_thresh_mult {hi_thresh_mult!r}"
+                f"low_thresh_mult must not be more than hi_thresh_mult, got {low_thresh_mult!r} and "
+                f"{hi_thresh_mult!r}"
             )
-        if not sensitivity_multiplier >= 0:
-            raise DistillerError(f"sensitivity_multiplier must be 0 or more, got {sensitivity_multiplier!r}")
-        self.low_thresh_mult = low_thresh_mult
-        self.hi_thresh_mult = hi_thresh_mult
-        self.sensitivity_multiplier = sensitivity_multiplier
+        self.sensitivity_multiplier = check_number("sensitivity_multiplier", sensitivity_multiplier)
         self._moments: dict[str, tuple[float, float]] = {}
 
     def select(self, param_names: Sequence[str]) -> tuple[str, ...]:

@@ -17,9 +17,14 @@ from distiller.names import named_parameters
 from distiller.pruning.automated_gradual import SparsityTargetPruner
 from distiller.pruning.blocks import read_block_shape
 from distiller.pruning.criteria import refuse_nan
-from distiller.pruning.ranking import check_structure_type, count_structures, expand_structures
+from distiller.pruning.ranking import (
+    check_structure_type,
+    count_structures,
+    expand_structures,
+    number_to_prune,
+)
 from distiller.pruning.schedule import SparsitySchedule
-from distiller.pruning.settings import is_listed, naming
+from distiller.pruning.settings import Names, is_listed, naming
 
 __all__ = ["StructurePruner"]
 
@@ -48,7 +53,7 @@ class StructurePruner(SparsityTargetPruner):
         self,
         name: str,
         group_type: str,
-        weights: list[str] | str,
+        weights: Names,
         sparsity: SparsitySchedule,
         group_dependency: str | None = None,
         kwargs: Mapping[str, Sequence[int]] | None = None,
@@ -76,6 +81,9 @@ class StructurePruner(SparsityTargetPruner):
                 self._check_count(counts[param_name])
                 if self.group_dependency == "Leader":
                     self._check_follower(*next(iter(counts.items())), counts[param_name])
+
+    def _count_to_prune(self, param: Tensor, fraction: float) -> int:
+        return number_to_prune(fraction, count_structures(param, self.group_type, self.block_shape))
 
     def _check_count(self, count: int) -> None:
         """Raise a DistillerError if so many structures cannot be pruned."""

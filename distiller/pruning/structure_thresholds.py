@@ -7,18 +7,47 @@ Knows nothing about when it is called or how masks are applied.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
 
-from distiller.errors import DistillerError
+from distiller.errors import DistillerError, did_you_mean
 from distiller.interfaces import Pruner, StepContext
 from distiller.names import named_parameters, resolve_all, strip_wrappers
 from distiller.pruning.criteria import group_count, group_threshold_mask
-from distiller.pruning.settings import is_listed, naming
+from distiller.pruning.settings import LARGEST, check_number, is_listed, naming, some_by_name
 from distiller.registry import PRUNERS
+from distiller.signatures import Checked
 
 __all__ = ["StructureParameterPruner"]
+
+
+_GROUPS = ("2D", "Rows", "Cols", "3D", "Filters", "Channels", "4D")
+
+
+def _regime(value: Sequence[Any], where: str = "") -> tuple[float, str]:
+    """(threshold, group type), checked; `where` begins the text of a refusal."""
+    colon = f"{where}: " if where else ""
+    is_pair = len(value) == 2 and isinstance(value[0], int | float) and isinstance(value[1], str)
+    if not is_pair or isinstance(value[0], bool):
+        raise DistillerError(f"{where} must be [threshold, group type], got {list(value)!r}".lstrip())
+    threshold = check_number(f"{colon}the threshold", value[0])
+    if value[1] not in _GROUPS:
+        raise DistillerError(
+            f"{colon}the group type must be one of {', '.join(_GROUPS)}, got '{value[1]}'"
+            + did_you_mean(value[1], _GROUPS)
+        )
+    return float(threshold), value[1]
+
+
+_PAIR = Checked(
+    _regime,
+    {
+        "prefixItems": [{"type": "number", "minimum": 0, "maximum": LARGEST}, {"enum": list(_GROUPS)}],
+        "minItems": 2,
+        "maxItems": 2,
+    },
+)
 
 
 @PRUNERS.register
@@ -43,7 +72,7 @@ class StructureParameterPruner(Pruner):
         self,
         name: str,
         model: nn.Module,
-        reg_regims: dict[str, list[Any]],
+        reg_regims: Annotated[dict[str, Annotated[list[Any], _PAIR]], some_by_name],
         threshold_criteria: Literal["Max", "Mean_Abs"],
     ) -> None:
         self.name = name
@@ -55,7 +84,7 @@ class StructureParameterPruner(Pruner):
             raise DistillerError(
                 f"threshold_criteria must be 'Max' or 'Mean_Abs', got {threshold_criteria!r}"
             )
-        self._regimes = {key: _regime(key, value) for key, value in reg_regims.items()}
+        self._regimes = {key: _regime(value, f"reg_regims['{key}']") for key, value in reg_regims.items()}
         self._exact = {strip_wrappers(key): regime for key, regime in self._regimes.items()} | self._regimes
         self.threshold_criteria = threshold_criteria
         params = dict(named_parameters(model))
@@ -88,12 +117,3 @@ class StructureParameterPruner(Pruner):
         if param_name in self._exact:
             return self._exact[param_name]
         return next(regime for key, regime in self._regimes.items() if is_listed(param_name, [key]))
-
-
-def _regime(key: str, value: Sequence[Any]) -> tuple[float, str]:
-    is_pair = len(value) == 2 and isinstance(value[0], int | float) and isinstance(value[1], str)
-    if not is_pair or isinstance(value[0], bool):
-        raise DistillerError(f"reg_regims['{key}'] must be [threshold, group type], got {list(value)!r}")
-    if not value[0] >= 0:
-        raise DistillerError(f"reg_regims['{key}']: the threshold must be 0 or more, got {value[0]!r}")
-    return float(value[0]), value[1]

@@ -8,23 +8,30 @@ Knows nothing about losses, data or how masks are applied.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from distiller.errors import CheckpointError, DistillerError, PolicyConflictError
-from distiller.interfaces import LossComponent, Policy, PolicyLoss, StepContext
+from distiller.errors import CheckpointError
+from distiller.interfaces import ForwardActs, LossComponent, Policy, PolicyLoss, StepContext
 from distiller.masks import PLAIN_RULES, MaskRules
 from distiller.names import named_parameters
 from distiller.pruning.criteria import mask_like
+from distiller.pruning.settings import check_number, checked_number, some_by_name
 from distiller.registry import EXTENSIONS
 from distiller.regularization.hard_concrete import location_of, open_probability, sampled_gates, steady_gates
-from distiller.regularization.regimes import ELEMENTS, Regime, Regimes, family_dims
+from distiller.regularization.refusals import refuse_nan
+from distiller.regularization.regimes import ELEMENTS, Regime, Regimes, checked_entry, family_dims
+from distiller.signatures import Checked
+from distiller.tensor_cuts import Kept, TensorCuts, cut, replace_data
 
 __all__ = ["L0Regularizer"]
 
 _GROUPS = (ELEMENTS, "2D", "Rows", "Cols", "Channels", "Filters", "3D", "4D")
+_ENTRY = checked_entry(_GROUPS)
+_PROBABILITY = Checked(location_of, {"exclusiveMinimum": 0, "exclusiveMaximum": 1})
+_FASTEST = 1000.0  # locations beyond +-10 are open or closed for good: a step of this is past all sense
 _GATED = MaskRules(forward_only=True, double_copies=True, mask_gradients=True)
 
 
@@ -38,8 +45,8 @@ class L0Regularizer(Policy):
     the gates are multiplied into the weights, and what has a gate of 0 stays masked.
 
     It is an extension, not one of the `regularizers`: it has states of its own, and acts at every step of
-    the training loop. A parameter may have a mask from a pruner besides, but no pruner may act on its
-    forward pass only (`mask_on_forward_only`) in the same epochs.
+    the training loop. A parameter may have a mask from a pruner besides, in any order of the policies, but
+    not one that acts on its forward pass only (`mask_on_forward_only`).
 
     Args:
         name: the instance's name in the schedule.
@@ -49,7 +56,7 @@ class L0Regularizer(Policy):
             Cols, Channels, Filters, 3D and 4D (table in `regimes`).
         keep_probability: that a gate is not 0 at the beginning, in (0, 1); below 0.31 the gates of
             evaluations begin closed.
-        gate_lr: learning rate of the gates' locations, more than 0.
+        gate_lr: learning rate of the gates' locations, more than 0, at most 1000.
 
     Raises:
         DistillerError: a name that the model does not have, an unknown group, a number out of range, or a
@@ -62,12 +69,11 @@ class L0Regularizer(Policy):
         self,
         name: str,
         model: nn.Module,
-        reg_regims: Mapping[str, list[Any]],
-        keep_probability: float = 0.95,
-        gate_lr: float = 0.01,
+        reg_regims: Annotated[dict[str, Annotated[list[Any], _ENTRY]], some_by_name],
+        keep_probability: Annotated[float, _PROBABILITY] = 0.95,
+        gate_lr: Annotated[float, checked_number(above=0, most=_FASTEST)] = 0.01,
     ) -> None:
-        if not gate_lr > 0:
-            raise DistillerError(f"gate_lr must be more than 0, got {gate_lr!r}")
+        check_number("gate_lr", gate_lr, above=0, most=_FASTEST)
         location = location_of(keep_probability)
         self.name = name
         self._regimes = Regimes(model, reg_regims, _GROUPS)
@@ -76,7 +82,7 @@ class L0Regularizer(Policy):
             for param_name, param, regime in self._regimes.of(dict(named_parameters(model)))
         }
         self._optimizer = torch.optim.Adam(self._locations.values(), lr=gate_lr)
-        self._drawn: dict[str, Tensor] = {}
+        self._noise: dict[str, Tensor] = {}
 
     def penalty(self) -> Tensor:
         """The expected number of open gates, each times its lambda; a scalar."""
@@ -93,12 +99,18 @@ class L0Regularizer(Policy):
     def check(self, model: nn.Module) -> None:  # noqa: D102
         self._regimes.select([name for name, _ in named_parameters(model)])
 
+    def forward_acts(self, model: nn.Module) -> ForwardActs:  # noqa: D102
+        return ForwardActs(gates=frozenset(self._locations))
+
+    def on_epoch_begin(self, ctx: StepContext) -> None:
+        """Refuse parameters that hold NaN."""
+        params = ctx.masks.params
+        refuse_nan(self.name, {name: params[name] for name in self._locations})
+
     def on_minibatch_begin(self, ctx: StepContext) -> None:  # noqa: D102
         for name, location in self._locations.items():
-            if ctx.masks[name].slots and ctx.masks[name].rules not in (PLAIN_RULES, _GATED):
-                raise self._conflict(name)
-            self._drawn[name] = sampled_gates(location, torch.rand_like(location))
-        self._put(ctx, self._drawn)
+            self._noise[name] = torch.rand_like(location)
+        self._put(ctx, self._drawn())
 
     def before_backward_pass(self, ctx: StepContext, loss: Tensor) -> PolicyLoss:  # noqa: D102
         penalty = self.penalty()
@@ -106,17 +118,16 @@ class L0Regularizer(Policy):
 
     def before_parameter_optimization(self, ctx: StepContext) -> None:
         """Pass the gradients of the gated weights on to the gates, and let these take a step."""
-        if not self._drawn:
+        if not self._noise:
             return
         gates: list[Tensor] = []
         gradients: list[Tensor] = []
         params = dict(named_parameters(ctx.model))
-        for name, drawn in self._drawn.items():
+        for name, drawn in self._drawn().items():
             entry, gradient = ctx.masks[name], params[name].grad
-            if entry.dense is None:
-                raise self._conflict(name)
             if gradient is None:
                 continue
+            assert entry.dense is not None, "the rules of gates ask for dense copies"
             of_gated = gradient.to(drawn.dtype) * entry.dense
             for slot, mask in entry.slots.items():
                 if slot != self._slot:
@@ -126,7 +137,7 @@ class L0Regularizer(Policy):
         torch.autograd.backward(gates, gradients)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        self._drawn = {}
+        self._noise = {}
 
     def on_minibatch_end(self, ctx: StepContext) -> None:  # noqa: D102
         self._put(ctx, self.gates())
@@ -143,6 +154,19 @@ class L0Regularizer(Policy):
         for name, gates in self.gates().items():
             params[name].data.mul_(gates)
             ctx.masks.put(name, mask_like(params[name], gates != 0), self._slot, PLAIN_RULES)
+
+    def follow_thinning(self, cuts: TensorCuts) -> None:
+        """Go on with the gates of the groups that stay, and with what their optimizer knows of them."""
+        for name, location in self._locations.items():
+            kept = _told_apart(cuts.get(name, {}), location)
+            if not kept:
+                continue
+            for key, value in self._optimizer.state[location].items():
+                if value.shape == location.shape:
+                    self._optimizer.state[location][key] = cut(value, kept)
+            if name in self._noise:
+                self._noise[name] = cut(self._noise[name], kept)
+            replace_data(location, cut(location, kept))
 
     def describe(self, ctx: StepContext) -> str:  # noqa: D102
         closed = sum(int((gates == 0).sum()) for gates in self.gates().values())
@@ -174,6 +198,10 @@ class L0Regularizer(Policy):
                 self._locations[name].copy_(location)
         self._optimizer.load_state_dict(state["optimizer"])
 
+    def _drawn(self) -> dict[str, Tensor]:
+        """The gates of this mini-batch."""
+        return {name: sampled_gates(self._locations[name], noise) for name, noise in self._noise.items()}
+
     @property
     def _slot(self) -> str:
         return f"regularizer {self.name}"
@@ -183,11 +211,10 @@ class L0Regularizer(Policy):
         for name, values in gates.items():
             ctx.masks.put(name, mask_like(params[name], values.detach()), self._slot, _GATED)
 
-    def _conflict(self, param_name: str) -> PolicyConflictError:
-        return PolicyConflictError(
-            f"'{self.name}' gates '{param_name}', and another policy acts on the forward pass of the same "
-            "parameter; let one end before the other begins"
-        )
+
+def _told_apart(kept: Kept, gates: Tensor) -> Kept:
+    """What stays of a parameter's gates: they have size 1 where groups are not told apart."""
+    return {dim: indices for dim, indices in kept.items() if gates.shape[dim] > 1}
 
 
 def _gate_per_group(param: Tensor, regime: Regime, location: float) -> Tensor:

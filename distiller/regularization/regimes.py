@@ -18,9 +18,9 @@ Knows nothing about penalties, masks or training.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,8 +28,11 @@ from torch import Tensor, nn
 from distiller.errors import DistillerError, UnknownNameError, did_you_mean
 from distiller.names import is_pattern, named_parameters, resolve, resolve_all, strip_wrappers
 from distiller.pruning.criteria import group_count
+from distiller.pruning.settings import LARGEST, check_number
+from distiller.schedule_yaml import shown
+from distiller.signatures import Checked
 
-__all__ = ["ELEMENTS", "FAMILIES", "Regime", "Regimes", "family_dims"]
+__all__ = ["ELEMENTS", "FAMILIES", "Regime", "Regimes", "checked_entry", "family_dims"]
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "2D": ("2D",),
@@ -80,8 +83,8 @@ class Regimes:
 
     Raises:
         UnknownNameError: a key matches no parameter of the model, or a group is none of `groups`.
-        DistillerError: a value of the wrong form, a lambda that is negative or not finite, or a
-            parameter that does not have such groups.
+        DistillerError: a value of the wrong form, a lambda that is no number from 0 to
+            `settings.LARGEST`, or a parameter that does not have such groups.
     """
 
     def __init__(self, model: nn.Module, reg_regims: Mapping[str, Any], groups: Sequence[str] = ()) -> None:
@@ -120,6 +123,12 @@ class Regimes:
         return {name: found[name] for name in param_names if name in found}
 
 
+def checked_entry(groups: Sequence[str]) -> Checked:
+    """For the annotation of [lambda, group]: that it is one, of these groups."""
+    pair = [{"type": "number", "minimum": 0, "maximum": LARGEST}, {"enum": list(groups)}]
+    return Checked(partial(_read_entry, groups), {"prefixItems": pair, "minItems": 2, "maxItems": 2})
+
+
 def family_dims(family: str) -> tuple[int, ...]:
     """The dimensions of a tensor that tell the groups of a family apart; none for '4D'."""
     return _DIMS_OF_FAMILY[family]
@@ -134,35 +143,39 @@ def _rank(key: str) -> int:
 
 
 def _read_plain(reg_regims: Mapping[str, Any]) -> dict[str, Regime]:
-    return {key: Regime(_strength(key, value)) for key, value in reg_regims.items()}
+    return {key: Regime(_strength(value, f"reg_regims['{key}']: ")) for key, value in reg_regims.items()}
 
 
 def _read_grouped(reg_regims: Mapping[str, Any], groups: Sequence[str]) -> dict[str, Regime]:
     regimes: dict[str, Regime] = {}
     unknown: dict[str, str] = {}
     for key, value in reg_regims.items():
-        if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
-            raise DistillerError(
-                f"reg_regims['{key}'] must be [lambda, group], as [0.001, {groups[0]}], got {value!r}"
-            )
-        strength, group = value
-        if group not in groups:
-            unknown[key] = (
-                f"reg_regims['{key}']: group must be one of {', '.join(groups)}, got {group!r}"
-                + did_you_mean(str(group), groups)
-            )
-            continue
-        regimes[key] = Regime(_strength(key, strength), group)
+        try:
+            regimes[key] = _read_entry(groups, value, f"reg_regims['{key}']")
+        except UnknownNameError as error:
+            unknown[key] = str(error)
     if unknown:
         raise UnknownNameError("\n".join(unknown.values()), faults=unknown)
     return regimes
 
 
-def _strength(key: str, value: Any) -> float:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 <= value < math.inf:
-        raise DistillerError(f"reg_regims['{key}']: lambda must be a number of 0 or more, got {value!r}")
-    return float(value)
+def _read_entry(groups: Sequence[str], value: Any, where: str = "") -> Regime:
+    """The regime that [lambda, group] is; `where` begins the text of a refusal."""
+    colon = f"{where}: " if where else ""
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+        wanted = f"{where} must be [lambda, group], as [0.001, {groups[0]}]"
+        raise DistillerError(f"{wanted}, got {shown(value)}".lstrip())
+    strength, group = value
+    if group not in groups:
+        text = f"{colon}group must be one of {', '.join(groups)}, got {shown(group)}"
+        raise UnknownNameError(text + did_you_mean(str(group), groups))
+    return Regime(_strength(strength, colon), group)
+
+
+def _strength(value: Any, colon: str) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise DistillerError(f"{colon}lambda must be a number, got {shown(value)}")
+    return float(check_number(f"{colon}lambda", value))
 
 
 def _check_shape(name: str, param: Tensor, regime: Regime) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,15 @@ from torch import Tensor, nn
 from distiller.errors import DistillerError, did_you_mean
 from distiller.names import named_parameters
 from distiller.pruning.criteria import create_mask_threshold_criterion
+from distiller.pruning.settings import NumbersByName, some_by_name
 from distiller.registry import REGULARIZERS
 from distiller.regularization.penalties import group_lasso, group_mask, group_variance, l1
-from distiller.regularization.regimes import FAMILIES, Regime, Regimes
+from distiller.regularization.regimes import FAMILIES, Regime, Regimes, checked_entry
 
 __all__ = ["GroupLassoRegularizer", "GroupVarianceRegularizer", "L1Regularizer"]
 
 GroupCriteria = Literal["Max", "Mean_Abs"]
+_GROUP, _CHANNELS = checked_entry(tuple(FAMILIES)), checked_entry(("Channels",))
 
 
 class _PenaltyPerParameter(ABC):
@@ -87,11 +89,12 @@ class L1Regularizer(_PenaltyPerParameter):
         name: the instance's name in the schedule.
         model: the model in training; names are checked against it.
         reg_regims: lambda, 0 or more, by parameter name, pattern or `*`.
-        threshold_criteria: any name: after each step elements with |w| <= lambda are set to zero.
-            None (default): they are not.
+        threshold_criteria: 'Max' or 'Mean_Abs', which are the same for single elements: after each step
+            those with |w| <= lambda are set to zero. None (default): they are not. (Distiller took any text.)
 
     Raises:
-        DistillerError: a name that the model does not have, or a lambda that is no number of 0 or more.
+        DistillerError: a name that the model does not have, unknown criteria, or a lambda that is no number
+            of 0 or more.
 
     Source: Liu et al., "Learning Efficient Convolutional Networks through Network Slimming" (2017).
     """
@@ -100,10 +103,11 @@ class L1Regularizer(_PenaltyPerParameter):
         self,
         name: str,
         model: nn.Module,
-        reg_regims: Mapping[str, float],
-        threshold_criteria: str | None = None,
+        reg_regims: NumbersByName,
+        threshold_criteria: GroupCriteria | None = None,
     ) -> None:
         super().__init__(name, Regimes(model, reg_regims))
+        _check_criteria(threshold_criteria)
         self._has_threshold = threshold_criteria is not None
 
     def _penalty(self, param: Tensor, regime: Regime) -> Tensor:
@@ -138,16 +142,11 @@ class GroupLassoRegularizer(_PenaltyPerParameter):
         self,
         name: str,
         model: nn.Module,
-        reg_regims: Mapping[str, list[Any]],
+        reg_regims: Annotated[dict[str, Annotated[list[Any], _GROUP]], some_by_name],
         threshold_criteria: GroupCriteria | None = None,
     ) -> None:
         super().__init__(name, Regimes(model, reg_regims, groups=tuple(FAMILIES)))
-        accepted = get_args(GroupCriteria)
-        if threshold_criteria is not None and threshold_criteria not in accepted:
-            raise DistillerError(
-                f"threshold_criteria must be {' or '.join(accepted)}, or none, got '{threshold_criteria}'"
-                + did_you_mean(threshold_criteria, accepted)
-            )
+        _check_criteria(threshold_criteria)
         self._criteria = threshold_criteria
 
     def _penalty(self, param: Tensor, regime: Regime) -> Tensor:
@@ -175,7 +174,12 @@ class GroupVarianceRegularizer(_PenaltyPerParameter):
             is no number of 0 or more, or a tensor with fewer than two channels.
     """
 
-    def __init__(self, name: str, model: nn.Module, reg_regims: Mapping[str, list[Any]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        reg_regims: Annotated[dict[str, Annotated[list[Any], _CHANNELS]], some_by_name],
+    ) -> None:
         super().__init__(name, Regimes(model, reg_regims, groups=("Channels",)))
         for param_name, param, _ in self._regimes.of(dict(named_parameters(model))):
             if param.size(1) < 2:
@@ -186,3 +190,12 @@ class GroupVarianceRegularizer(_PenaltyPerParameter):
 
     def _penalty(self, param: Tensor, regime: Regime) -> Tensor:
         return group_variance(param)
+
+
+def _check_criteria(criteria: str | None) -> None:
+    accepted = get_args(GroupCriteria)
+    if criteria is not None and criteria not in accepted:
+        raise DistillerError(
+            f"threshold_criteria must be {' or '.join(accepted)}, or none, got '{criteria}'"
+            + did_you_mean(criteria, accepted)
+        )

@@ -1,41 +1,19 @@
-"""What a layer is told when its tensors become smaller: its sizes, and which class takes over.
+"""What a module is told when its tensors become smaller, by the rules of PyTorch's and torchvision's layers.
 
 Knows nothing about which indices are removed or why.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from math import prod
-from operator import attrgetter
-from typing import Any
+from collections.abc import Mapping
+from types import ModuleType
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from distiller.errors import DistillerError
-from distiller.tensor_cuts import TensorCuts, cut_shape
-from distiller.thinned_layers import ThinnedLayerNorm, ThinnedMultiheadAttention, ThinnedRMSNorm
-
-
-@dataclass(frozen=True, slots=True)
-class LayerChange:
-    """What changes about a module beside its tensors.
-
-    Attributes:
-        attributes: by name, the new values.
-        new_class: the class that takes over; None: the module's own stays.
-    """
-
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-    new_class: type[nn.Module] | None = None
-
-
-Rule = Callable[[Any, TensorCuts], LayerChange]
-"""Of a module, and what stays of its own tensors (by name within it, as `weight` or `qkv.weight`)."""
+from distiller.tensor_cuts import TensorCuts
+from distiller.thinning import layer_rules
+from distiller.thinning.layer_rules import LayerChange, Rule
 
 
 def layer_change(module: nn.Module, cuts: TensorCuts, is_normalizing: bool = False) -> LayerChange | None:
@@ -52,7 +30,7 @@ def layer_change(module: nn.Module, cuts: TensorCuts, is_normalizing: bool = Fal
     Raises:
         DistillerError: the module cannot do without what is removed.
     """
-    rule = next((rule for kind, rule in LAYER_RULES.items() if isinstance(module, kind)), None)
+    rule = next((rule for kind, rule in _rules_for(module).items() if isinstance(module, kind)), None)
     if rule is None:
         if is_normalizing:
             raise DistillerError(
@@ -69,85 +47,23 @@ def thinned_class(name: str) -> type[nn.Module]:
     Raises:
         DistillerError: there is none.
     """
-    if name not in THINNED_CLASSES:
-        raise DistillerError(
-            f"unknown thinned layer '{name}'; known are {', '.join(sorted(THINNED_CLASSES))}"
-        )
-    return THINNED_CLASSES[name]
+    known = layer_rules.THINNED_CLASSES
+    if name not in known:
+        known = {**known, **_torchvision_layers().THINNED_CLASSES}
+    if name not in known:
+        raise DistillerError(f"unknown thinned layer '{name}'; known are {', '.join(sorted(known))}")
+    return known[name]
 
 
-def shape_after(module: nn.Module, name: str, cuts: TensorCuts) -> tuple[int, ...]:
-    """The shape that a tensor of a module will have."""
-    return cut_shape(attrgetter(name)(module).shape, cuts.get(name, {}))
+def _rules_for(module: nn.Module) -> Mapping[type[nn.Module], Rule]:
+    """By class of layer what changes; the first class that the module is an instance of counts."""
+    if any(kind.__module__.startswith("torchvision.") for kind in type(module).__mro__):
+        return {**_torchvision_layers().LAYER_RULES, **layer_rules.LAYER_RULES}
+    return layer_rules.LAYER_RULES
 
 
-def _convolution(module: _ConvNd, cuts: TensorCuts) -> LayerChange:
-    """A grouped one loses whole groups, or the same channels of every group; then there are as many groups."""
-    first, per_group = shape_after(module, "weight", cuts)[:2]
-    size = module.weight.shape[0] // module.groups
-    kept = Counter(index // size for index in cuts.get("weight", {}).get(0, range(module.weight.shape[0])))
-    groups = len(kept) if all(count == size for count in kept.values()) else module.groups
-    names = ("in_channels", "out_channels")
-    if not isinstance(module, _ConvTransposeNd):
-        names = names[::-1]
-    return LayerChange({names[0]: first, names[1]: per_group * groups, "groups": groups})
+def _torchvision_layers() -> ModuleType:
+    # torchvision takes seconds to import, so it waits until a model has its layers.
+    from distiller.thinning import torchvision_layers
 
-
-def _linear(module: nn.Linear, cuts: TensorCuts) -> LayerChange:
-    out_features, in_features = shape_after(module, "weight", cuts)
-    return LayerChange({"in_features": in_features, "out_features": out_features})
-
-
-def _batch_norm(module: _NormBase, cuts: TensorCuts) -> LayerChange:
-    return LayerChange({"num_features": shape_after(module, next(iter(cuts)), cuts)[0]})
-
-
-def _prelu(module: nn.PReLU, cuts: TensorCuts) -> LayerChange:
-    return LayerChange({"num_parameters": shape_after(module, "weight", cuts)[0]})
-
-
-def _embedding(module: nn.Embedding, cuts: TensorCuts) -> LayerChange:
-    return LayerChange({"embedding_dim": shape_after(module, "weight", cuts)[1]})
-
-
-def counting_norm(new_class: type[nn.Module]) -> Rule:
-    """The rule of a norm that goes on counting what was removed."""
-
-    def rule(module: Any, cuts: TensorCuts) -> LayerChange:
-        attributes: dict[str, Any] = {"counted": getattr(module, "counted", prod(module.normalized_shape))}
-        if "weight" in cuts:
-            attributes["normalized_shape"] = list(shape_after(module, "weight", cuts))
-        return LayerChange(attributes, new_class)
-
-    return rule
-
-
-def _multihead_attention(module: nn.MultiheadAttention, cuts: TensorCuts) -> LayerChange:
-    if module.bias_k is not None or module.add_zero_attn:
-        raise DistillerError("is attention with add_bias_kv or add_zero_attn, which cannot be made smaller")
-    is_joint = module.in_proj_weight is not None
-    rows = shape_after(module, "in_proj_weight" if is_joint else "v_proj_weight", cuts)[0]
-    width = rows // 3 if is_joint else rows
-    return LayerChange(
-        # Without one width for everything PyTorch's own layers leave their fused paths.
-        {"num_heads": width // module.head_dim, "_qkv_same_embed_dim": False},
-        ThinnedMultiheadAttention,
-    )
-
-
-LAYER_RULES: dict[type[nn.Module], Rule] = {
-    _ConvNd: _convolution,
-    nn.Linear: _linear,
-    _NormBase: _batch_norm,
-    nn.PReLU: _prelu,
-    nn.Embedding: _embedding,
-    nn.LayerNorm: counting_norm(ThinnedLayerNorm),
-    nn.RMSNorm: counting_norm(ThinnedRMSNorm),
-    nn.MultiheadAttention: _multihead_attention,
-}
-"""By class of layer what changes; the first class that a module is an instance of counts."""
-
-THINNED_CLASSES: dict[str, type[nn.Module]] = {
-    kind.__name__: kind for kind in (ThinnedLayerNorm, ThinnedMultiheadAttention, ThinnedRMSNorm)
-}
-"""The classes that a recipe may name."""
+    return torchvision_layers

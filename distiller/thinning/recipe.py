@@ -105,7 +105,7 @@ def _directive(value: Any, place: str) -> tuple[int, tuple[int, ...], tuple[int,
         raise CheckpointError(f"{place}: must be (dimension, indices), got {value!r}")
     dim, indices, *views = value
     indices = indices.flatten().tolist() if isinstance(indices, torch.Tensor) else indices
-    if not isinstance(dim, int) or dim < 0 or not _whole_numbers(indices) or not indices:
+    if type(dim) is not int or dim < 0 or not _whole_numbers(indices) or not indices:
         raise CheckpointError(f"{place}: must be a dimension and at least one index, got {value!r}")
     if sorted(set(indices)) != list(indices):
         raise CheckpointError(f"{place}: indices must ascend, got {list(indices)}")

@@ -6,6 +6,7 @@ Knows nothing about which units are chosen.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from types import NoneType
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,8 +16,8 @@ from distiller.channel_groups import ChannelGroups
 from distiller.errors import DistillerError, UsageError
 from distiller.interfaces import Policy
 from distiller.masks import MaskStore
-from distiller.names import canonical, canonical_state_dict, named_modules, owner, unwrap
-from distiller.tensor_cuts import Kept, TensorCuts, cut, cut_shape
+from distiller.names import canonical, named_modules, owner, unwrap
+from distiller.tensor_cuts import Kept, TensorCuts, cut, cut_shape, replace_data
 from distiller.thinning.layer_changes import layer_change, thinned_class
 from distiller.thinning.recipe import ThinningRecipe
 
@@ -52,11 +53,11 @@ def thinning_recipe(model: nn.Module, groups: ChannelGroups, removed: Removed) -
         norms.update(group.normalized_by)
         for (name, dim), indices in group.indices(units).items():
             gone.setdefault(name, {}).setdefault(dim, set()).update(indices)
-    state = canonical_state_dict(model)
+    tensors = _tensors(model)
     cuts: dict[str, dict[int, tuple[int, ...]]] = {}
     for name, dims in gone.items():
         for dim, indices in dims.items():
-            kept = tuple(index for index in range(state[name].shape[dim]) if index not in indices)
+            kept = tuple(index for index in range(tensors[name].shape[dim]) if index not in indices)
             if not kept:
                 raise UsageError(f"nothing would be left of {name} along dimension {dim}; remove less")
             cuts.setdefault(name, {})[dim] = kept
@@ -67,14 +68,15 @@ def _with_modules(model: nn.Module, cuts: TensorCuts, norms: Collection[str]) ->
     attributes: dict[str, Mapping[str, Any]] = {}
     classes: dict[str, str] = {}
     concerned = {*norms}
-    for name in cuts:
+    everywhere = _under_all_names(model, cuts)
+    for name in everywhere:
         parent = owner(name)
         concerned.update((parent, owner(parent)))
     for name, module in named_modules(model):
         if name not in concerned:
             continue
         prefix = f"{name}." if name else ""
-        own = {key.removeprefix(prefix): kept for key, kept in cuts.items() if key.startswith(prefix)}
+        own = {key.removeprefix(prefix): kept for key, kept in everywhere.items() if key.startswith(prefix)}
         try:
             change = layer_change(module, own, name in norms)
         except DistillerError as error:
@@ -114,17 +116,10 @@ def apply_recipe(
     due = _due(tensors, recipe)
     modules = dict(named_modules(model))
     kinds = {name: thinned_class(kind) for name, kind in recipe.classes.items()}
-    for name in (*recipe.modules, *kinds):
-        if name not in modules:
-            raise DistillerError(
-                f"thinning: the model has no module '{name}'; the recipe is of another model"
-            )
+    _check_modules(modules, recipe, kinds)
     state = _optimizer_cuts(optimizer, {id(tensors[name]): (name, kept) for name, kept in due.items()})
     for name, kept in due.items():
-        tensor = tensors[name]
-        if tensor.grad is not None:
-            tensor.grad = None
-        tensor.data = cut(tensor, kept)
+        replace_data(tensors[name], cut(tensors[name], kept))
     for entry, key, smaller in state:
         entry[key] = smaller
     for name, attributes in recipe.modules.items():
@@ -146,6 +141,16 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {canonical(raw, bare): tensor for raw, tensor in (*bare.named_parameters(), *bare.named_buffers())}
 
 
+def _under_all_names(model: nn.Module, cuts: TensorCuts) -> TensorCuts:
+    """The cuts, those of a parameter that several modules share under each of its names."""
+    bare = unwrap(model)
+    shared: dict[int, list[str]] = {}
+    for raw, param in bare.named_parameters(remove_duplicate=False):
+        shared.setdefault(id(param), []).append(canonical(raw, bare))
+    names = {name: together for together in shared.values() for name in together}
+    return {other: dims for name, dims in cuts.items() for other in names.get(name, [name])}
+
+
 def _due(tensors: Mapping[str, Tensor], recipe: ThinningRecipe) -> dict[str, Kept]:
     """What of the recipe is still to be done."""
     due: dict[str, Kept] = {}
@@ -153,7 +158,7 @@ def _due(tensors: Mapping[str, Tensor], recipe: ThinningRecipe) -> dict[str, Kep
         tensor = tensors.get(name)
         if tensor is None:
             raise DistillerError(f"thinning: the model has no '{name}'; the recipe is of another model")
-        if tuple(tensor.shape) == cut_shape(tensor.shape, kept):
+        if max(kept, default=0) < tensor.dim() and tuple(tensor.shape) == cut_shape(tensor.shape, kept):
             continue
         for dim, indices in kept.items():
             if dim >= tensor.dim() or max(indices) >= tensor.shape[dim]:
@@ -163,6 +168,32 @@ def _due(tensors: Mapping[str, Tensor], recipe: ThinningRecipe) -> dict[str, Kep
                 )
         due[name] = kept
     return due
+
+
+def _check_modules(
+    modules: Mapping[str, nn.Module], recipe: ThinningRecipe, kinds: Mapping[str, type[nn.Module]]
+) -> None:
+    """Refuse what the modules of a model cannot be told."""
+    for name in (*recipe.modules, *kinds):
+        if name not in modules:
+            raise DistillerError(
+                f"thinning: the model has no module '{name}'; the recipe is of another model"
+            )
+    for name, attributes in recipe.modules.items():
+        for attribute in attributes:
+            present = getattr(modules[name], attribute, None)
+            if not isinstance(present, (int, float, tuple, list, NoneType)):
+                raise DistillerError(
+                    f"thinning: '{name}.{attribute}' is a {type(present).__name__}, no number that a recipe "
+                    "could set; the recipe is of another model"
+                )
+    for name, kind in kinds.items():
+        taken_over, got = kind.__bases__[-1], type(modules[name]).__name__
+        if not isinstance(modules[name], taken_over):
+            raise DistillerError(
+                f"thinning: '{name}' is a {got}, and {kind.__name__} takes over from "
+                f"{taken_over.__name__}; the recipe is of another model"
+            )
 
 
 def _optimizer_cuts(

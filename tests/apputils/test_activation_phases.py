@@ -55,7 +55,7 @@ def test_a_phase_that_is_asked_for_is_logged_and_saved(tiny_cnn, open_run):
 
 
 def test_the_sparsity_of_activations_is_logged(tiny_cnn, open_run):
-    """Distiller collected it as 'sparsity_ofm' and looked for 'sparsity': nothing was ever logged."""
+    """DEFECT of Distiller: collected as 'sparsity_ofm' and looked for as 'sparsity', nothing was ever logged."""
     logger = Statistics()
     seen = []
     tiny_cnn.relu1.register_forward_hook(lambda module, inputs, output: seen.append(output.detach().clone()))

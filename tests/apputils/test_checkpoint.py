@@ -117,7 +117,7 @@ def test_names_are_canonical_whatever_wraps_the_model(tmp_path):
 
 
 def test_a_lean_file_saved_under_data_parallel_loads(tmp_path):
-    """Distiller's DEFECT: `module.` was stripped only when loading masks had failed before."""
+    """DEFECT of Distiller: `module.` was stripped only when loading masks had failed before."""
     wrapped, fresh = nn.DataParallel(Net()), Net()
     torch.save({"state_dict": wrapped.state_dict()}, tmp_path / "lean.pth.tar")
     assert load_lean_checkpoint(fresh, tmp_path / "lean.pth.tar") is fresh

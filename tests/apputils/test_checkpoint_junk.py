@@ -35,6 +35,7 @@ from distiller.masks import MaskRules
 from distiller.policy import LRPolicy, PruningPolicy
 from distiller.quantization import PostTrainLinearQuantizer
 from distiller.scheduler import CompressionScheduler
+from distiller.thinning.torchvision_layers import THINNED_CLASSES
 from tests.doubles import HalfPruner
 
 JUNK = [
@@ -47,23 +48,29 @@ OPTIMIZERS = {
 }
 
 
+OF_NORM = ("weight", "bias", "running_mean", "running_var")
+STAY = {"fc.weight": [(1, [0, 1, 3])], **{f"norm.{name}": [(0, [0, 1, 3])] for name in OF_NORM}}
+
+
 class Net(nn.Module):
-    def __init__(self):
+    """Of 3 inputs; not `thin`, of 4, so that a checkpoint's recipe is carried out."""
+
+    def __init__(self, thin=False):
         super().__init__()
         self.arch, self.dataset, self.input_shape = "net", "digits", (1, 3)
-        self.thinning_recipes = [
-            {"modules": {"fc": {"out_features": 2}}, "parameters": {"fc.bias": [(0, [1])]}}
-        ]
-        self.norm = nn.BatchNorm1d(3)
-        self.fc = nn.Linear(3, 2)
+        if thin:
+            told = {"norm": {"num_features": 3}, "fc": {"in_features": 3}}
+            self.thinning_recipes = [{"modules": told, "parameters": STAY, "classes": {}}]
+        self.norm = nn.BatchNorm1d(3 if thin else 4)
+        self.fc = nn.Linear(3 if thin else 4, 2)
 
     def forward(self, x):
         return self.fc(self.norm(x))
 
 
-def made(kind):
+def made(kind, thin=False):
     """A model, its optimizer of class `kind`, and its scheduler."""
-    model = Net()
+    model = Net(thin)
     optimizer = OPTIMIZERS[kind](model.parameters())
     scheduler = CompressionScheduler(model)
     scheduler.add_policy(PruningPolicy(HalfPruner("fc.weight")), epochs=[0, 1, 2], name="pruner half")
@@ -80,7 +87,7 @@ def train(model, optimizer):
 
 def sound(folder: Path, kind: str) -> dict[str, Any]:
     """A checkpoint after one step, with masks, dense copies and all that the program keeps."""
-    model, optimizer, scheduler = made(kind)
+    model, optimizer, scheduler = made(kind, thin=True)
     train(model, optimizer)
     tracker = ScoreTracker()
     tracker.step(0, 50.0, 90.0, 1.0, 0.5, 10, True)
@@ -211,11 +218,22 @@ def test_so_is_junk_in_a_checkpoint_of_distiller(put):
         "epoch": 7,
         "arch": "net",
         "dataset": "digits",
-        "state_dict": {f"module.{name}": value for name, value in Net().state_dict().items()},
+        "state_dict": {f"module.{name}": value for name, value in Net(thin=True).state_dict().items()},
         "optimizer_type": "torch.optim.sgd.SGD",
         "compression_sched": {"masks_dict": {"module.fc.weight": torch.ones(2, 3), "module.fc.bias": None}},
         "thinning_recipes": [
-            {"class": "distiller.thinning.ThinningRecipe", "args": ({"module.fc": {"out_features": 2}}, {})}
+            {
+                "class": "distiller.thinning.ThinningRecipe",
+                "args": (
+                    {
+                        "module.norm": {
+                            "num_features": 3,
+                            **{name: STAY[f"norm.{name}"][0] for name in OF_NORM[2:]},
+                        }
+                    },
+                    {f"module.{name}": kept for name, kept in STAY.items() if "running" not in name},
+                ),
+            }
         ],
         "extras": {"best_top1": 91.78},
     }
@@ -274,7 +292,7 @@ FRESH = "start with a fresh optimizer"
         (("extras", "tracker", "scores", 0, "top1"), "x",
          "'extras.tracker.scores[0].top1' must be a finite number, got str 'x'"),
         (("extras", "reference", "n"), "x",
-         "'extras.reference' must be a model's figures, with 'n' as on a results card, got a dict of 16"),
+         "'extras.reference' must be a model's figures, with 'n' as on a results card, got a dict of 20"),
         (("rng", "torch"), torch.zeros(3),
          "'rng.torch' must be a state of PyTorch's generator of random numbers, got a tensor of shape (3,)"),
         (("rng", "numpy", 2), 10**6, "'rng.numpy' must be a state of numpy's generator of random numbers, "
@@ -286,10 +304,10 @@ FRESH = "start with a fresh optimizer"
          "must be a real tensor of the parameter's shape (2, 3), got shape (3,)"),
         (("scheduler", "masks", "fc.weight", "pruner"), torch.full((2, 3), math.nan),
          "scheduler.masks['fc.weight']['pruner']: must not be negative, NaN or infinite"),
-        (("scheduler", "rules", "fc.weight", "forward"), True,
-         "'scheduler.rules['fc.weight'].forward' is unknown"),
-        (("scheduler", "rules", "fc.weight", "forward_only"), 1,
-         "'scheduler.rules['fc.weight'].forward_only' must be true or false, got int 1"),
+        (("scheduler", "rules", "fc.weight", "pruner", "forward"), True,
+         "'scheduler.rules['fc.weight'].pruner.forward' is unknown"),
+        (("scheduler", "rules", "fc.weight", "pruner", "forward_only"), 1,
+         "'scheduler.rules['fc.weight'].pruner.forward_only' must be true or false, got int 1"),
         (("scheduler", "dense", "fc.weight"), torch.ones(3, 2), "scheduler.dense['fc.weight']: must be a real tensor "
          "of the parameter's shape (2, 3), got shape (3, 2)"),
         (("scheduler", "dense", "fc9.weight"), torch.ones(2, 3),
@@ -303,6 +321,17 @@ FRESH = "start with a fresh optimizer"
         (("scheduler", "policies", 1, "state", "_last_lr"), [1e308],
          "'scheduler.policies[1].state._last_lr[0]' must be at most 3.4e+38, got float 1e+308"),
         (("scheduler", "policies", 1, "state", "get_lr"), 1, "'scheduler.policies[1].state.get_lr' is unknown"),
+        (("thinning_recipes", 0, "parameters", "fc.weight", 0), 3, "thinning_recipes[0]: thinning recipe: fc.weight: "
+         "must be (dimension, indices), got 3"),
+        (("thinning_recipes", 0, "modules", "fc", "in_features"), 4, "thinning_recipes[0]: 'fc' would be told that "
+         "its weight has the sizes (2, 4), it has (2, 3)"),
+        (("thinning_recipes", 0, "modules", "fc", "forward"), 4, "thinning_recipes[0]: 'fc.forward' must be left out, "
+         "got 4"),
+        (("thinning_recipes", 0, "modules", "norm", "num_features"), "x", "thinning_recipes[0]: thinning recipe: "
+         "norm.num_features: must be a number or numbers, got 'x'"),
+        (("thinning_recipes", 0, "classes"), {"fc": "Linear"}, "thinning_recipes[0]: the model cannot be thinned as "
+         f"the checkpoint's was: unknown thinned layer 'Linear'; known are {', '.join(sorted(THINNED_CLASSES))}"),
+        (("thinning_recipes",), LEFT_OUT, "'thinning_recipes' is missing"),
         (("optimizer", "param_names"), LEFT_OUT, "'optimizer.param_names' is missing"),
         (("optimizer", "state_dict", "param_groups", 0, "lr"), -1, "'optimizer.state_dict.param_groups[0].lr' "
          f"must be a finite number from 0, got int -1; {FRESH}"),

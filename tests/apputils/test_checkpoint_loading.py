@@ -1,5 +1,6 @@
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,18 +110,6 @@ def test_unexpected_weights_are_logged_when_not_strict(tmp_path, caplog):
 def test_missing_weights_are_refused_though_not_strict(tmp_path):
     torch.save({"fc.weight": torch.ones(2, 3)}, tmp_path / "w.pt")
     assert "missing, first 'conv.weight'" in message(load_checkpoint, Net(), tmp_path / "w.pt", strict=False)
-
-
-def test_a_thinned_checkpoint_says_so(tmp_path):
-    thin = Net(width=2)
-    thin.thinning_recipes = [{"modules": {}, "parameters": {}}] * 2  # type: ignore[assignment]
-    path = save_checkpoint(0, "net", thin, dir=tmp_path)
-    assert message(load_state, Net(), read_checkpoint(path)) == (
-        f"{path}: is physically thinned and carries 2 thinning recipes: the checkpoint is of 'net', "
-        "the model is 'Net'; 7 of another form, first 'conv.weight' is (2, 1, 3, 3) float in the checkpoint, "
-        "(3, 1, 3, 3) float in the model; "
-        "give a model with the same filters and channels removed, or a checkpoint from before thinning"
-    )
 
 
 IMAGES = torch.randn(4, 1, 5, 5, generator=torch.Generator().manual_seed(1))
@@ -384,16 +373,20 @@ def test_distillers_dense_resnet20_loads_into_its_model():
 
 
 @needs_compat
-def test_distillers_thinned_resnet20_is_refused_as_thinned():
+def test_distillers_thinned_resnet20_is_rebuilt_and_takes_weights_and_masks():
     path = COMPAT / "checkpoint_trained_channel_regularized_resnet20.pth.tar"
-    model = checkpoints.create_model(False, "cifar10", "resnet20_cifar", parallel=False)
-    before = bits(model)
-    text = message(load_checkpoint, model, path)
-    assert text.startswith(
-        f"{path}: is physically thinned and carries 1 thinning recipe: the checkpoint is of "
-    )
-    assert text.endswith("a checkpoint from before thinning")
-    assert bits(model) == before
+    model: Any = checkpoints.create_model(False, "cifar10", "resnet20_cifar", parallel=False)
+    dense = sum(param.numel() for param in model.parameters())
+    _, scheduler, _, start = load_checkpoint(model, path)
+    assert (dense, sum(param.numel() for param in model.parameters())) == (272_474, 235_774)
+    assert start == 180
+    assert scheduler is not None
+    assert scheduler.masks.masked()["layer1.0.conv2.weight"].shape == (16, 11, 3, 3)
+    assert (model.layer1[0].conv1.out_channels, model.layer1[0].conv2.in_channels) == (11, 11)
+    assert model.layer1[0].bn1.num_features == 11
+    for name, value in read_checkpoint(path).state_dict.items():
+        assert torch.equal(model.state_dict()[name], value), name
+    assert model.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_a_line_and_a_checkpoint_for_each_iteration(flags, open_run, caplog):
     assert 1 - zeros / 50 == pytest.approx(densities["conv2.weight"])
     masks = checkpoint.scheduler["masks"]
     assert "conv2.weight" in str(masks.keys())
-    assert "they are masked, and in this version not removed" in caplog.text
+    assert "they are masked, and go with --thinnify" in caplog.text
     assert card is not None
     assert card.reference is not None
 

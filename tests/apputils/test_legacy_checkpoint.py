@@ -82,7 +82,7 @@ def distiller_file(tmp_path, distillers):
             "thinning_recipes": [
                 distillers.Recipe(
                     modules={"module.bn": {"num_features": 1, "running_mean": (0, torch.tensor([2]))}},
-                    parameters={"module.conv.weight": [(0, torch.tensor([2]), (1, 6), (1, 6))]},
+                    parameters={"module.conv.weight": [(1, torch.tensor([1]), (1, 2, 3, 1), (1, 3))]},
                 )
             ],
             "quantizer_metadata": {
@@ -122,13 +122,11 @@ def test_distillers_checkpoint_becomes_plain_fields(distiller_file, save):
     )
 
 
-def test_thinning_recipes_become_plain_data_under_canonical_names(distiller_file):
+def test_of_thinning_recipes_the_tensors_are_taken_under_canonical_names(distiller_file):
     path = distiller_file()
     (recipe,) = legacy_fields(load_plain(path), path)["thinning_recipes"]
-    assert recipe == {
-        "modules": {"bn": {"num_features": 1, "running_mean": (0, torch.tensor([2]))}},
-        "parameters": {"conv.weight": [(0, torch.tensor([2]), (1, 6), (1, 6))]},
-    }
+    assert recipe.tensors == {"bn.running_mean": {0: (2,)}, "conv.weight": {1: (3, 4, 5)}}
+    assert recipe.modules == {}
 
 
 def test_quantizer_becomes_its_class_name_and_arguments(distiller_file):
@@ -243,9 +241,9 @@ def test_distillers_thinned_resnet20_is_read_with_masks_and_recipe():
     assert len(fields["masks"]) == 7
     assert fields["masks"]["layer1.1.conv2.weight"].shape == (16, 8, 3, 3)
     (recipe,) = fields["thinning_recipes"]
-    assert recipe["modules"]["layer1.1.conv2"] == {"out_channels": 8, "in_channels": 8}
-    ((dimension, kept),) = recipe["parameters"]["layer1.1.conv2.weight"]
-    assert (dimension, kept.tolist()) == (1, [0, 6, 9, 11, 12, 13, 14, 15])
+    assert recipe.tensors["layer1.1.conv2.weight"] == {1: (0, 6, 9, 11, 12, 13, 14, 15)}
+    assert recipe.tensors["layer1.1.bn1.running_mean"] == {0: (0, 6, 9, 11, 12, 13, 14, 15)}
+    assert recipe.modules == {}  # Distiller told layer1.1.conv2 that it has 8 outputs; it has 16
     assert fields["state_dict"]["layer1.1.conv2.weight"].shape == (16, 8, 3, 3)
 
 

@@ -45,6 +45,30 @@ def test_counts_of_a_model_are_those_of_its_parameters(model):
     assert measured.macs == 1234
 
 
+def test_structures_that_are_all_zero_are_those_of_convolutions():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, groups=4), nn.Conv1d(4, 5, 1), nn.Linear(5, 6)
+    )
+    with torch.no_grad():
+        for param in model.parameters():
+            param.fill_(1)
+        model[0].weight[:2] = 0
+        model[0].weight[:, 1] = 0
+        model[0].weight[2, 0] = 0
+        model[1].weight[3] = 0  # depthwise: a filter, and not its only channel
+        model[2].weight[:, 1:] = 0
+        model[3].weight[0] = 0
+    measured = measured_of(model)
+    assert (measured.filters, measured.zero_filters) == (4 + 4 + 5, 2 + 1)
+    assert (measured.channels, measured.zero_channels) == (3 + 4, 1 + 3)
+
+
+def test_figures_of_before_structures_were_counted_are_read():
+    new = ("filters", "channels")
+    plain = {key: value for key, value in asdict(PRUNED).items() if not key.endswith(new)}
+    assert measurement_of(plain) == PRUNED
+
+
 def test_sizes_of_a_model_are_those_of_its_state_dict(model):
     measured = measured_of(model)
     buffers = 4 + 4  # running mean and variance, float32

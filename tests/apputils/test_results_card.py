@@ -7,6 +7,7 @@ import pytest
 from distiller.apputils.results_card import (
     SIMULATED_QUANTIZATION,
     SIMULATED_SPARSITY,
+    SIMULATED_SPARSITY_OF_THINNED,
     ResultsCard,
     build_card,
     ratios,
@@ -27,6 +28,14 @@ def test_card_says_by_itself_what_is_only_simulated():
         SIMULATED_SPARSITY,
         "and this",
     )
+
+
+def test_of_a_thinned_model_nothing_is_simulated_but_the_zeros_that_are_left():
+    assert build_card(DENSE, is_thinned=True).simulated == ()
+    assert build_card(SPARSE, DENSE, is_thinned=True).simulated == (SIMULATED_SPARSITY_OF_THINNED,)
+    text = build_card(DENSE, is_thinned=True).to_text()
+    assert "\nreal: filters or channels were physically removed: parameters, MACs, bytes and latency" in text
+    assert "real:" not in build_card(DENSE).to_text()
 
 
 def test_dense_model_has_nothing_simulated():
@@ -145,6 +154,22 @@ def test_text_leaves_out_what_was_not_measured():
     nothing = replace(DENSE, top1_correct=None, top5_correct=None, n=None, loss=None, macs=None)
     text = ResultsCard(nothing, DENSE).to_text()
     assert not any(word in text for word in ("top-1", "top-5", "loss", "MACs", "quantized width *", " - "))
+
+
+def test_text_says_how_many_filters_and_channels_are_zero_where_there_are_any():
+    dense = replace(DENSE, filters=60, zero_filters=0, channels=40, zero_channels=0)
+    assert "all zero" not in build_card(dense, dense).to_text()
+    pruned = replace(SPARSE, filters=60, zero_filters=30, channels=40, zero_channels=0)
+    lines = build_card(pruned, dense).to_text().splitlines()
+    (line,) = [line for line in lines if "all zero" in line]
+    label = "convolutions' filters that are all zero"
+    assert line.startswith(label)
+    assert line.removeprefix(label).split() == ["30", "of", "60", "0", "of", "60"]
+    alone = build_card(
+        replace(pruned, zero_channels=7), DENSE
+    ).to_text()  # DENSE: of before they were counted
+    (line,) = [line for line in alone.splitlines() if "channels" in line]
+    assert line.split()[-4:] == ["7", "of", "40", "-"]
 
 
 def test_text_shows_no_reference_latency_of_other_conditions():

@@ -24,7 +24,7 @@ def test_most_accurate_epoch_is_best():
 
 
 def test_defect_sparsest_epoch_is_not_best_for_being_sparsest():
-    # Distiller ranked by sparsity first: the latest epoch of a gradual pruning was always "best".
+    """DEFECT of Distiller: ranked by sparsity first, the latest epoch of a gradual pruning was always "best"."""
     tracker = ScoreTracker()
     step(tracker, 0, top1=91.0, sparsity=0.800)
     step(tracker, 1, top1=85.0, sparsity=0.805)

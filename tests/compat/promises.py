@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -77,6 +78,17 @@ class Promise:
 
     names: Sequence[str]
     window: Window
+    shapes = MappingProxyType({})  # of the weights before the run, by name
+
+    def begins(self, weights: Weights) -> None:
+        """Before anything else."""
+        self.shapes = {name: weights[name].shape for name in self.names}
+
+    def gone(self, name: str, kind: str, weights: Weights) -> int:
+        """How many filters or channels of a weight were removed since the run began; none of other kinds."""
+        dim = {"Filters": 0, "Channels": 1, "Rows": 1}.get(kind)
+        shape = self.shapes.get(name)
+        return 0 if dim is None or shape is None else shape[dim] - weights[name].size(dim)
 
     def prepare(self, weights: Weights) -> None:
         """Change the weights so that there is something to keep and something to prune."""
@@ -100,19 +112,20 @@ class Promise:
 
 @dataclass
 class Level(Promise):
-    """floor(fraction * groups) of each weight are zero; to within one where groups are single elements."""
+    """floor(fraction * groups) of each weight are zero, or removed; to within one where they are elements."""
 
     fraction: Fraction
     kind: str = "elements"
     block: int = 1
 
-    def promised(self, weight: Tensor) -> int:
-        return math.floor(self.fraction * groups_of(weight, self.kind, self.block).size(0))
+    def promised(self, weight: Tensor, gone: int = 0) -> int:
+        return math.floor(self.fraction * (groups_of(weight, self.kind, self.block).size(0) + gone))
 
     def measure(self, weights: Weights) -> Iterator[Measured]:
         for name in self.names:
-            zero = zero_groups(weights[name], self.kind, self.block)
-            yield Measured(name, int(zero.sum()), self.promised(weights[name]), self.kind == "elements")
+            gone = self.gone(name, self.kind, weights)
+            zero = gone + int(zero_groups(weights[name], self.kind, self.block).sum())
+            yield Measured(name, zero, self.promised(weights[name], gone), self.kind == "elements")
 
 
 @dataclass
@@ -250,6 +263,8 @@ class DroppedFilters(Promise):
 class GroupLasso(Promise):
     """The groups whose mean magnitude is at most lambda after the last step of all are zero, and stay so.
 
+    Those that were zero when the network was thinned are not there any more.
+
     Without threshold criteria there are none.
     """
 
@@ -288,7 +303,8 @@ class GroupLasso(Promise):
     def measure(self, weights: Weights) -> Iterator[Measured]:
         if self.has_threshold:
             groups = sum(len(groups_of(weights[name], self.regimes[name][1])) for name in self.names)
-            assert 0 < sum(self.small.values()) < groups
+            gone = sum(self.gone(name, self.regimes[name][1], weights) for name in self.names)
+            assert 0 < sum(self.small.values()) + gone < groups + gone
         for name, small in self.small.items():
             zero = zero_groups(weights[name], self.regimes[name][1])
             yield Measured(name, int(zero.sum()), small, 0)

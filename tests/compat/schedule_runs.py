@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distiller.interfaces import PolicyLoss
@@ -52,6 +53,11 @@ def make_optimizer(task: Task) -> Optimizer:
     return torch.optim.SGD(task.model.parameters(), lr=BASE_RATE, momentum=0.9, weight_decay=1e-4)
 
 
+def look_at(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Thinning gives the parameters other data."""
+    weights.update({name: param.detach() for name, param in named_parameters(model)})
+
+
 def run(
     task: Task,
     optimizer: Optimizer,
@@ -60,9 +66,11 @@ def run(
     batches: int,
 ) -> Outcome:
     """The loop of `distiller.interfaces`, with the promises beside it."""
-    weights = {name: param.detach() for name, param in named_parameters(task.model)}
+    weights: dict[str, Tensor] = {}
+    look_at(task.model, weights)
     outcome = Outcome(epochs_that_matter(scheduler, promises))
     for promise in promises:
+        promise.begins(weights)
         promise.prepare(weights)
     for epoch in outcome.epochs:
         for promise in promises:
@@ -72,6 +80,7 @@ def run(
             for promise in promises:
                 promise.minibatch_begins(epoch, minibatch, weights)
             scheduler.on_minibatch_begin(epoch, minibatch, batches, optimizer)
+            look_at(task.model, weights)
             for promise in promises:
                 promise.forward(epoch, minibatch, weights)
             loss = scheduler.before_backward_pass(epoch, minibatch, batches, task.loss(), optimizer, True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from distiller.errors import ScheduleError
 from distiller.names import named_parameters
 from distiller.registry import EXTENSIONS, LR_SCHEDULERS, PRUNERS, QUANTIZERS, REGULARIZERS
 from distiller.scheduler import CompressionScheduler
+from distiller.thinning.removers import Remover
 from tests.compat.distiller_schedules import (
     FOLDER,
     SECTION_OF,
@@ -25,14 +27,11 @@ from tests.compat.distiller_schedules import (
     schedule_files,
     without_classes,
 )
-from tests.compat.promises import Level, Rates, groups_of, promises_of
+from tests.compat.promises import Level, Rates, groups_of, promises_of, zero_groups
 from tests.compat.schedule_runs import make_optimizer, run
 
 REGISTRIES = (PRUNERS, REGULARIZERS, QUANTIZERS, LR_SCHEDULERS, EXTENSIONS)
 NOT_YET = {
-    "ChannelRemover": "part 3",
-    "FilterRemover": "part 3",
-    "StructureRemover": "part 3",
     "DorefaQuantizer": "part 4",
     "PACTQuantizer": "part 4",
     "QuantAwareTrainRangeLinearQuantizer": "part 4",
@@ -41,6 +40,17 @@ NOT_YET = {
 
 WITH_DUPLICATE_KEYS = "ssl/ssl_channels-removal_training.yaml"
 WITHOUT_POLICIES = "quantization/post_train_quant/resnet18_imagenet_post_train.yaml"
+REMOVERS = {"FilterRemover", "ChannelRemover", "StructureRemover"}
+AS_THIN_AS_DISTILLERS = (
+    "agp-pruning/resnet20_filters.schedule_agp_2.yaml",
+    "agp-pruning/resnet50.schedule_agp.filters.yaml",
+    "network_trimming/resnet56_cifar_activation_apoz.yaml",
+    "pruning_filters_for_efficient_convnets/resnet56_cifar_channel_rank.yaml",
+    "pruning_filters_for_efficient_convnets/resnet56_cifar_filter_rank.yaml",
+)
+"""Those whose header has the shapes of the thinned network, which the fractions alone decide."""
+
+THINS_BEFORE_ANYTHING_IS_ZERO = "ssl/vgg16_cifar_ssl_channels_training.yaml"
 # Tens of seconds or gigabytes in true size; by default their widest layers are narrow.
 BIG = ("alexnet", "alexnet_bn", "word_language_model")
 
@@ -162,6 +172,35 @@ def comes_true(schedule: DistillerSchedule, is_true_size: bool) -> None:
     for epoch, rate in outcome.rates.items():
         assert rate == pytest.approx(rates.after(epoch)), epoch
     assert scheduler.pruning_is_complete(outcome.epochs[-1] if outcome.epochs else 0)
+    if REMOVERS & set(components(schedule.data).values()):
+        is_thinned(schedule, task.model, scheduler)
+
+
+def is_thinned(schedule: DistillerSchedule, model: torch.nn.Module, scheduler: CompressionScheduler) -> None:
+    """What the schedule pruned is gone, or the report says what keeps it."""
+    weights = {name: param.detach() for name, param in named_parameters(model)}
+    [remover] = [entry.policy for entry in scheduler.policies if isinstance(entry.policy, Remover)]
+    report = remover.report
+    assert report is not None
+    if str(schedule) == THINS_BEFORE_ANYTHING_IS_ZERO:
+        assert not report.has_removed
+        assert report.kept == ()
+        return
+    assert sum(weight.numel() for weight in weights.values()) == report.parameters[1] < report.parameters[0]
+    assert report.macs[1] < report.macs[0]
+    kind = {"remove_filters": "Filters", "remove_channels": "Channels"}[report.function]
+    told: Counter[str] = Counter()
+    for kept in report.kept:
+        assert kept.coupled or kept.reason
+        told[kept.name] += len(kept.indices)
+    for promise in promises_of(without_classes(schedule.data, NOT_YET)):
+        for name in promise.names if getattr(promise, "kind", kind) == kind else ():
+            assert int(zero_groups(weights[name], kind).sum()) == told[name], name
+    if str(schedule) in AS_THIN_AS_DISTILLERS:
+        assert not report.kept
+        shapes = {name: shape for name, (shape, _) in schedule.header_table().items() if name in weights}
+        assert len(shapes) > 15
+        assert shapes == {name: tuple(weights[name].shape) for name in shapes}
 
 
 @each(WITHOUT_POLICIES)

@@ -37,6 +37,7 @@ class Case:
     least: the shape of the smallest weight it takes.
     draws: it draws from torch's generator, so that masks repeat with its seed only.
     hits_target: its sparsity is within a group of the target.
+    is_read: it needs a model in which another layer reads what the weight makes.
     """
 
     settings: dict
@@ -46,6 +47,11 @@ class Case:
     least: tuple[int, ...] | None = None
     draws: bool = False
     hits_target: bool = True
+    is_read: bool = False
+
+
+def whole_groups(shape: tuple[int, ...] = CONV, **settings) -> Case:
+    return Case({"weights": [NAME], **settings}, shape, (0,), least=(2, *shape[1:]), is_read=True)
 
 
 def ranked(group_type: str, draws: bool = False, hits_target: bool = True, **rates) -> Case:
@@ -110,7 +116,7 @@ PRUNER_CASES: dict[str, list[Case]] = {
     "NMPruner": [
         Case({"weights": [NAME]}, (6, 8, 3, 3)),
         Case({"weights": [NAME], "n": 1}, (6, 8)),
-        Case({"weights": [NAME]}, CONV, hits_target=False),
+        Case({"weights": [NAME]}, CONV),
     ],
     "GlobalMagnitudePruner": [
         Case({"weights": [NAME], "final_sparsity": 0.37}),
@@ -131,6 +137,16 @@ PRUNER_CASES: dict[str, list[Case]] = {
     "FMReconstructionChannelPruner": [
         ranked("Channels", desired_sparsity=0.45),
         ranked("Channels", draws=True, desired_sparsity=0.45, ranking_noise=0.5),
+    ],
+    "StructuredGroupPruner": [
+        whole_groups(final_sparsity=0.45, criterion="l2"),
+        whole_groups(LINEAR, final_sparsity=0.7, initial_sparsity=0.1, ranking="global"),
+        whole_groups(final_macs=0.5),
+    ],
+    "StructuredGroupTaylorPruner": [
+        whole_groups(final_sparsity=0.45),
+        whole_groups(LINEAR, final_sparsity=0.7, initial_sparsity=0.1),
+        whole_groups(final_macs=0.6, initial_macs=0.9, ranking="global"),
     ],
 }
 
@@ -169,12 +185,35 @@ class Trained(nn.Module):
         return torch.relu(self.layer(x))
 
 
+class Read(nn.Module):
+    """`layer`, which is the weight alone, a ReLU, and a layer that reads it."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        outputs, inputs, *kernel = shape
+        self.layer = nn.Conv2d(inputs, outputs, kernel[0]) if kernel else nn.Linear(inputs, outputs)
+        self.layer.register_parameter("bias", None)
+        self.reader = nn.Conv2d(outputs, 2, 1) if kernel else nn.Linear(outputs, 2)
+        self.input_shape = (4, inputs, *(5 for _ in kernel))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.reader(torch.relu(self.layer(x)))
+
+
 @cache
-def trained_state(class_name: str, settings: str, shape: tuple[int, ...]) -> dict:
-    """The state of a data-driven pruner that has seen three mini-batches."""
-    pruner = PRUNERS[class_name](name="the_pruner", **json.loads(settings))
+def read(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Read:
+    """A `Read`, whose graph is kept with it; pruners of it are given weights of their own."""
     with torch.random.fork_rng():
-        model = Trained(shape)
+        return Read(shape).to(dtype)
+
+
+@cache
+def trained_state(class_name: str, settings: str, shape: tuple[int, ...], is_read: bool) -> dict:
+    """The state of a data-driven pruner that has seen three mini-batches."""
+    with torch.random.fork_rng():
+        model = read(shape) if is_read else Trained(shape)
+        supplied = {"model": model} if is_read else {}
+        pruner = PRUNERS[class_name](name="the_pruner", **supplied, **json.loads(settings))
         params = dict(model.named_parameters())
         ctx = StepContext(model, MaskStore(model), None, EpochWindow.spanning(2, 12), 2)
         pruner.attach(model)
@@ -190,7 +229,8 @@ def made_ready(pruner: Pruner, case: Case, weight: Tensor) -> Pruner:
     """A data-driven pruner with something seen of a weight of that shape; any other as it is."""
     if isinstance(pruner, DataDrivenPruner) and pruner.seen == 0:
         settings = json.dumps(case.settings)
-        pruner.load_state_dict(trained_state(type(pruner).__name__, settings, tuple(weight.shape)))
+        state = trained_state(type(pruner).__name__, settings, tuple(weight.shape), case.is_read)
+        pruner.load_state_dict(state)
     return pruner
 
 
@@ -199,7 +239,7 @@ def make(class_name: str, case: Case, weight: Tensor | None = None, **others) ->
     settings = {**copy.deepcopy(case.settings), **others}
     weight = torch.ones(case.shape) if weight is None else weight
     if "model" in injected(PRUNERS[class_name]):
-        settings["model"] = context(weight).model
+        settings["model"] = read(tuple(weight.shape), weight.dtype) if case.is_read else context(weight).model
     pruner = PRUNERS[class_name](name="the_pruner", **settings)
     return made_ready(pruner, case, weight)
 
@@ -295,6 +335,19 @@ def test_sparsity_is_within_one_element_or_group_of_the_target(class_name, case,
     zeros = int((mask_of(pruner, weight, epoch) == 0).sum())
     group = size_of_group(case) if weight.numel() > 1 else 1
     assert target * weight.numel() - group < zeros <= target * weight.numel() + 1e-6
+
+
+@every_pruner
+@pytest.mark.parametrize("epoch", [2, 11])
+@pytest.mark.parametrize("kind", ["random", "one element"])
+def test_of_what_is_too_small_nothing_goes_and_of_the_rest_something(class_name, case, kind, epoch):
+    weight = WEIGHTS[kind](case)
+    pruner, ctx = make(class_name, case, weight), context(weight, epoch)
+    is_small = pruner.too_small({NAME: weight}, ctx) == (NAME,)
+    if "Bernoulli" in class_name or not pruner.target_sparsity(ctx):
+        assert not is_small  # depends on the data, or on what is drawn
+        return
+    assert bool(mask_of(pruner, weight, epoch).all()) == is_small
 
 
 @every_pruner

@@ -1,4 +1,7 @@
-"""What every registered regularizer must do. A new regularizer needs a row in CASES."""
+"""What every registered regularizer must do. A new regularizer needs a row in CASES.
+
+`L0Regularizer` is an extension, which masks by gates of its own; its part is at the end.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,16 @@ from torch import Tensor, nn
 
 import distiller.regularization  # noqa: F401 - registers the regularizers
 from distiller.errors import DistillerError, UnknownNameError
-from distiller.registry import REGULARIZERS
+from distiller.policy import RegularizationPolicy
+from distiller.registry import EXTENSIONS, REGULARIZERS
+from distiller.scheduler import CompressionScheduler
 from distiller.signatures import check_settings
 
 NAME = "layer.weight"
+NAN_REFUSED = (
+    "regularizer 'the_regularizer', 'layer.weight': cannot be penalised, got 1 NaN in {} elements; "
+    "training has diverged: resume from an earlier checkpoint with a lower learning rate"
+)
 CONV, LINEAR = (6, 4, 3, 3), (6, 4)
 
 
@@ -75,6 +84,8 @@ WEIGHTS: dict[str, Callable[[Case], Tensor]] = {
     "random": lambda case: torch.randn(case.shape),
     "small": lambda case: torch.randn(case.shape) * 0.05,
     "large": lambda case: torch.randn(case.shape) * 1e4,
+    "tied": lambda case: torch.randn(case.shape).sign(),
+    "at the threshold": lambda case: torch.randn(case.shape).sign() * 0.05,
     "all equal": lambda case: torch.full(case.shape, 0.25),
     "all zero": lambda case: torch.zeros(case.shape),
     "masked": lambda case: torch.randn(case.shape) * (torch.rand(case.shape) > 0.6),
@@ -104,6 +115,14 @@ def model_with(weight: Tensor) -> nn.Module:
 
 def make(class_name: str, case: Case, weight: Tensor):
     return REGULARIZERS[class_name]("the_regularizer", model_with(weight), **copy.deepcopy(case.settings))
+
+
+def with_lambda(case: Case, strength: float) -> dict:
+    """The case's settings with another lambda than their 0.05."""
+    settings = copy.deepcopy(case.settings)
+    value = settings["reg_regims"][NAME]
+    settings["reg_regims"][NAME] = strength if isinstance(value, float) else [strength, value[1]]
+    return settings
 
 
 def test_every_registered_regularizer_has_a_case():
@@ -171,11 +190,8 @@ def test_penalty_and_masks_are_deterministic(class_name, case, kind):
 @every_regularizer
 def test_the_penalty_grows_in_proportion_to_lambda(class_name, case):
     weight = torch.randn(case.shape, dtype=torch.float64)
-    doubled = copy.deepcopy(case.settings)
-    value = doubled["reg_regims"][NAME]
-    doubled["reg_regims"][NAME] = 2 * value if isinstance(value, float) else [2 * value[0], value[1]]
     once = make(class_name, case, weight).penalty({NAME: weight})
-    twice = make(class_name, Case(doubled, case.shape), weight).penalty({NAME: weight})
+    twice = make(class_name, Case(with_lambda(case, 0.1), case.shape), weight).penalty({NAME: weight})
     torch.testing.assert_close(twice, 2 * once)
 
 
@@ -201,13 +217,40 @@ def test_a_name_that_the_model_does_not_have_is_refused(class_name, case):
 
 
 @every_regularizer
-def test_masks_of_nan_are_refused_naming_regularizer_and_parameter(class_name, case):
+def test_what_is_at_the_threshold_goes_and_what_is_above_stays(class_name, case):
     if case.settings.get("threshold_criteria") is None:
         return
+    threshold = 0.0625  # a power of 2, so that means of it are it
+    regularizer = make(class_name, Case(with_lambda(case, threshold), case.shape), torch.ones(case.shape))
+    at = torch.randn(case.shape).sign() * threshold  # every element and every group
+    assert torch.count_nonzero(regularizer.threshold_masks({NAME: at})[NAME]) == 0
+    assert regularizer.threshold_masks({NAME: at * 1.001})[NAME].all()
+
+
+@every_regularizer
+def test_nan_is_refused_when_an_epoch_begins_naming_regularizer_and_parameter(class_name, case):
+    model = model_with(torch.randn(case.shape))
+    scheduler = CompressionScheduler(model)
+    regularizer = REGULARIZERS[class_name]("the_regularizer", model, **copy.deepcopy(case.settings))
+    scheduler.add_policy(RegularizationPolicy(regularizer), epochs=[0, 1])
+    scheduler.on_epoch_begin(0)
+    with torch.no_grad():
+        model.layer.weight.view(-1)[3] = float("nan")  # type: ignore[operator, union-attr]
+    with pytest.raises(DistillerError) as caught:
+        scheduler.on_epoch_begin(1)
+    assert str(caught.value) == NAN_REFUSED.format(model.layer.weight.numel())  # type: ignore[operator, union-attr]
+
+
+@every_regularizer
+def test_masks_of_nan_are_refused_naming_regularizer_and_parameter(class_name, case):
     weight = torch.randn(case.shape)
     weight.view(-1)[3] = float("nan")
+    regularizer = make(class_name, case, weight)
+    if case.settings.get("threshold_criteria") is None:  # there are none: the policy refuses, as above
+        assert regularizer.threshold_masks({NAME: weight}) == {}
+        return
     with pytest.raises(DistillerError, match=r"^regularizer 'the_regularizer', 'layer\.weight': .*NaN"):
-        make(class_name, case, weight).threshold_masks({NAME: weight})
+        regularizer.threshold_masks({NAME: weight})
 
 
 @every_regularizer
@@ -221,3 +264,101 @@ def test_constructors_take_name_and_model_first_and_every_argument_has_a_type(cl
     hints = typing.get_type_hints(REGULARIZERS[class_name].__init__)
     assert parameters[:2] == ["name", "model"]
     assert set(parameters) <= set(hints)
+
+
+# ------------------------------------------------------------- the regularizer that is an extension
+
+
+L0_CASES = [
+    Case({"reg_regims": {NAME: [0.05, group]}}, LINEAR if group in ("Rows", "Cols") else CONV)
+    for group in ("Elements", "2D", "Rows", "Cols", "Channels", "Filters", "4D")
+]
+every_gate = pytest.mark.parametrize(
+    "case", L0_CASES, ids=[case.settings["reg_regims"][NAME][1] for case in L0_CASES]
+)
+
+
+class Gated:
+    """An `L0Regularizer` of one weight in training; the loss is the mean square of the gated weight."""
+
+    def __init__(self, case: Case, weight: Tensor) -> None:
+        self.model = model_with(weight)
+        self.l0 = EXTENSIONS["L0Regularizer"](
+            "the_regularizer", self.model, **copy.deepcopy(case.settings), keep_probability=0.5, gate_lr=0.3
+        )
+        self.weight = dict(self.model.named_parameters())[NAME]
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3)
+        self.scheduler = CompressionScheduler(self.model)
+        self.scheduler.add_policy(self.l0, epochs=[0, 1])
+
+    def epoch(self, epoch: int, steps: int = 2) -> None:
+        """Train for an epoch, up to the evaluation at its end."""
+        self.scheduler.on_epoch_begin(epoch, self.optimizer)
+        for step in range(steps):
+            self.scheduler.on_minibatch_begin(epoch, step, steps, self.optimizer)
+            loss = self.weight.float().square().mean()
+            loss = self.scheduler.before_backward_pass(epoch, step, steps, loss, self.optimizer)
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[union-attr]
+            self.scheduler.before_parameter_optimization(epoch, step, steps, self.optimizer)
+            self.optimizer.step()
+            self.scheduler.on_minibatch_end(epoch, step, steps, self.optimizer)
+
+
+@every_gate
+@every_weight
+def test_l0_is_a_finite_penalty_and_gates_in_0_to_1_for_every_kind_of_weight(case, kind):
+    weight = WEIGHTS[kind](case)
+    gated = Gated(case, weight)
+    gated.epoch(0)
+    penalty = gated.l0.penalty()
+    assert penalty.shape == ()
+    assert torch.isfinite(penalty)
+    assert penalty >= 0
+    (gates,) = gated.l0.gates().values()
+    assert ((gates >= 0) & (gates <= 1)).all()
+    assert torch.isfinite(gated.weight).all()
+    mask = gated.scheduler.masks.masked()[NAME]
+    assert (mask.shape, mask.dtype, mask.stride()) == (weight.shape, weight.dtype, weight.stride())
+    assert torch.equal(mask, gates.to(mask.dtype).expand_as(mask))
+    dense = gated.weight.detach().clone()
+    with gated.scheduler.masked():
+        assert torch.equal(gated.weight.detach(), dense * mask)
+    assert torch.equal(gated.weight.detach(), dense)
+
+
+@every_gate
+@every_weight
+def test_l0_leaves_a_plain_mask_and_zeros_at_its_end(case, kind):
+    gated = Gated(case, WEIGHTS[kind](case))
+    for epoch in (0, 1):
+        gated.epoch(epoch)
+        gated.scheduler.on_epoch_end(epoch, gated.optimizer, {})
+    mask = gated.scheduler.masks.masked()[NAME]
+    assert set(mask.unique().tolist()) <= {0.0, 1.0}
+    gated.epoch(2)  # without the policy
+    assert torch.count_nonzero(gated.weight.detach()[mask == 0]) == 0
+
+
+@every_gate
+def test_l0_refuses_nan_when_an_epoch_begins_naming_regularizer_and_parameter(case):
+    gated = Gated(case, torch.randn(case.shape))
+    gated.epoch(0)
+    with torch.no_grad():
+        gated.weight.view(-1)[3] = float("nan")
+    with pytest.raises(DistillerError) as caught:
+        gated.epoch(1)
+    assert str(caught.value) == NAN_REFUSED.format(gated.weight.numel())
+
+
+@every_gate
+def test_l0_refuses_a_name_that_the_model_does_not_have(case):
+    model = nn.Module()
+    model.conv = model_with(torch.ones(case.shape)).layer
+    with pytest.raises(UnknownNameError, match=r"no parameter 'layer\.weight' in the model"):
+        EXTENSIONS["L0Regularizer"]("the_regularizer", model, **case.settings)
+
+
+@every_gate
+def test_settings_of_l0_pass_the_check_of_schedules(case):
+    assert check_settings(EXTENSIONS["L0Regularizer"], case.settings) == []

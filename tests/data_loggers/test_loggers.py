@@ -129,7 +129,7 @@ def test_tensorboard_logger_writes_distillers_tags_and_steps(tmp_path):
 
 
 def test_a_parameter_has_a_histogram_for_each_epoch(tmp_path):
-    """Distiller numbered them by the mini-batches of the epoch: each epoch overwrote the one before."""
+    """DEFECT of Distiller: numbered by the mini-batches of the epoch, each epoch overwrote the one before."""
     logger = TensorBoardLogger(tmp_path)
     for epoch in range(3):
         logger.log_parameter_histograms(epoch, {"fc.weight": np.full((2, 3), float(epoch))})

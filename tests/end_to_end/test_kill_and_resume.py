@@ -50,7 +50,7 @@ pruners:
 lr_schedulers:
   lr: {class: OneCycleLR, max_lr: 0.05, total_steps: 5}
 policies:
-  - pruner: {instance_name: f, args: {use_double_copies: true}}
+  - pruner: {instance_name: f, args: {mask_on_forward_only: true, use_double_copies: true, keep_mask: true}}
     starting_epoch: 0
     ending_epoch: 2
     frequency: 1
@@ -76,6 +76,29 @@ policies:
     epochs: [1]
   - extension: {instance_name: late}
     epochs: [2, 4]
+""",
+    "filters physically removed": """
+pruners:
+  f: {class: ActivationAPoZRankedFilterPruner_AGP, initial_sparsity: 0.2, final_sparsity: 0.5, group_type: Filters,
+      weights: [conv1.weight, conv2.weight]}
+extensions:
+  thin: {class: FilterRemover}
+  to_the_start: {class: WeightRewinder}
+lr_schedulers:
+  lr: {class: ExponentialLR, gamma: 0.7}
+policies:
+  - pruner: {instance_name: f}
+    starting_epoch: 0
+    ending_epoch: 4
+    frequency: 1
+  - extension: {instance_name: thin}
+    epochs: [1, 3]
+  - extension: {instance_name: to_the_start}
+    epochs: [2]
+  - lr_scheduler: {instance_name: lr}
+    starting_epoch: 0
+    ending_epoch: 5
+    frequency: 1
 """,
 }
 OPTIMIZERS = {"sgd": "--lr 0.05", "adam": "--optimizer adam --lr 0.003"}

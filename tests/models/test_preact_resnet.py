@@ -38,7 +38,7 @@ def test_depth_is_the_number_of_convolutions_and_linear_layers(depth):
 
 
 def test_defect_preact_resnet182_is_preact_resnet152():
-    """Distiller misspelt the name of the deepest one, so that it was not to be had."""
+    """DEFECT of Distiller: it misspelt the name of the deepest one, which was not to be had."""
     assert find_spec("preact_resnet152").arch == "preact_resnet152"
     with pytest.raises(UnknownNameError, match="unknown architecture 'preact_resnet182'"):
         create_model(False, "imagenet", "preact_resnet182")

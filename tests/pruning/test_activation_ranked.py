@@ -44,6 +44,31 @@ class Net(nn.Module):
         return y
 
 
+class Tied(nn.Module):
+    """Two convolutions with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_shape = (1, 4, 6, 6)
+        self.a = nn.Conv2d(4, 4, 3, padding=1)
+        self.b = nn.Conv2d(4, 4, 3, padding=1)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return F.relu(self.b(F.relu(self.a(x))))
+
+
+@pytest.mark.parametrize("pruner_class", BOTH)
+def test_a_weight_of_two_layers_is_refused_as_a_layer_called_twice_is(pruner_class):
+    model = Tied()
+    with pytest.raises(DistillerError) as caught:
+        PruningPolicy(pruner_class("p", "Filters", 0.5, ["a.weight"], model=model)).check(model)
+    assert str(caught.value) == (
+        "pruner 'p', 'a.weight': the weight is shared by a and b, and has the activations of all of them; take a "
+        "pruner that does not look at activations"
+    )
+
+
 @pytest.fixture
 def net() -> Net:
     return Net()
@@ -93,7 +118,7 @@ def test_the_filters_whose_activations_are_zero_most_often_go(net, name):
 
 @pytest.mark.parametrize("name", ["conv1.weight", "conv2.weight"])
 def test_the_filters_of_least_mean_activation_go(net, name):
-    """Distiller's ActivationMeanRankedFilterPruner was inverted: it pruned the most active filters."""
+    """DEFECT of Distiller: its mean ranking was inverted, and pruned the most active filters."""
     pruner = ActivationMeanRankedFilterPruner("p", "Filters", 0.5, [name])
     feed(pruner, net, [torch.randn(4, 2, 6, 6) for _ in range(3)])
     means = by_hand(net, name, lambda values: values.mean(dtype=np.float64))
@@ -103,7 +128,7 @@ def test_the_filters_of_least_mean_activation_go(net, name):
 
 
 def test_the_filter_that_is_most_active_stays(net):
-    """Distiller's ActivationMeanRankedFilterPruner was inverted, in one number."""
+    """DEFECT of Distiller: its mean ranking was inverted; here in one number."""
     with torch.no_grad():
         net.conv1.bias.copy_(torch.tensor([0.0, 0, 0, 9, 0, 0, 0, 0]))
     pruner = ActivationMeanRankedFilterPruner("p", "Filters", 0.99, "conv1.weight")

@@ -77,7 +77,7 @@ def test_a_mean_that_is_taken_up_goes_on_bit_by_bit():
 def test_only_training_is_looked_at_and_without_gradients(of_input):
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(inplace=True))
     seen: list[torch.Tensor] = []
-    handle = observe(model, model[0], of_input, seen.append)
+    handle = observe(model, model, model[0], of_input, seen.append)
     inputs = torch.randn(3, 2)
     model.eval()
     model(inputs)
@@ -96,7 +96,7 @@ def test_only_training_is_looked_at_and_without_gradients(of_input):
 def test_a_batch_norm_that_is_frozen_by_itself_is_looked_at():
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
     seen: list[torch.Tensor] = []
-    observe(model, model[1], False, seen.append)
+    observe(model, model, model[1], False, seen.append)
     model.train()
     model[1].eval()
     model(torch.randn(1, 1, 2, 2))
@@ -107,7 +107,7 @@ def test_a_wrapped_model_is_looked_into():
     inner = nn.Sequential(nn.Linear(2, 2))
     model = nn.DataParallel(inner)
     seen: list[torch.Tensor] = []
-    observe(model, inner[0], False, seen.append)
+    observe(model, model, inner[0], False, seen.append)
     model.train()(torch.randn(1, 2))
     model.eval()(torch.randn(1, 2))
     assert len(seen) == 1

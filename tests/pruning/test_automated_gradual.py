@@ -30,9 +30,18 @@ def test_sparsity_follows_the_schedule_over_the_window(params, at):
 
 
 def test_an_initial_sparsity_of_zero_prunes_nothing_at_first(params, at):
-    """Distiller failed here: IndexError for k = 0."""
+    """DEFECT of Distiller: IndexError where no element was to be pruned (k = 0)."""
     mask = AutomatedGradualPruner("p", 0.0, 0.8, "fc.weight").compute_masks(params, at(2))["fc.weight"]
     assert torch.equal(mask, torch.ones_like(mask))
+
+
+def test_a_list_of_epochs_is_gone_through_like_a_window(tiny_cnn, params):
+    """DEFECT of Distiller: an `epochs:` list gave the pruner the frequency None, on which it failed."""
+    pruner, window = AutomatedGradualPruner("p", 0.0, 0.8, ["conv2.weight"]), EpochWindow((1, 2, 6, 9))
+    for epoch, passed in ((1, 0), (2, 1 / 8), (6, 5 / 8), (9, 1)):
+        ctx = StepContext(tiny_cnn, MaskStore(tiny_cnn), None, window, epoch)
+        mask = pruner.compute_masks(params, ctx)["conv2.weight"]
+        assert int((mask == 0).sum()) == int(round(216 * 0.8 * (1 - (1 - passed) ** 3), 9))
 
 
 def test_weights_already_masked_stay_masked_as_sparsity_grows(params, at):
@@ -58,7 +67,7 @@ def test_weights_are_found_by_name_pattern_and_wrapped_name(params):
 
 
 def test_defect_a_single_string_is_one_name_not_a_text_to_search(at):
-    """Distiller tested `name in weights`, by substring: 'layer1.conv.weight' pruned 'conv.weight' too."""
+    """DEFECT of Distiller: it searched the text, so that 'layer1.conv.weight' pruned 'conv.weight' too."""
     params = {"conv.weight": torch.randn(4), "layer1.conv.weight": torch.randn(4)}
     pruner = AutomatedGradualPruner("p", 0.1, 0.5, "layer1.conv.weight")
     assert pruner.select(list(params)) == ("layer1.conv.weight",)
@@ -82,7 +91,5 @@ def test_distillers_call_sets_the_mask_of_one_parameter(tiny_cnn, params, at):
 
 def test_nan_is_refused_with_pruner_and_parameter(params, at):
     params["fc.weight"] = torch.full((4, 6), float("nan"))
-    with pytest.raises(
-        DistillerError, match=r"^pruner 'agp', 'fc\.weight': cannot prune by magnitude, got 24 NaN"
-    ):
+    with pytest.raises(DistillerError, match=r"^pruner 'agp', 'fc\.weight': cannot be pruned, got 24 NaN"):
         AutomatedGradualPruner("agp", 0.0, 0.5, ["fc.weight"]).compute_masks(params, at(10))

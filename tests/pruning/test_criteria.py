@@ -97,13 +97,13 @@ def test_level_equals_distillers_where_nothing_ties(sparsity, seed):
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.05])
 def test_defect_level_criterion_with_nothing_to_prune_is_no_index_error(sparsity):
-    """Distiller: k == 0 raised an IndexError; AGP with initial_sparsity 0 hit it."""
+    """DEFECT of Distiller: k == 0 raised an IndexError; AGP with initial_sparsity 0 hit it."""
     assert create_mask_level_criterion(torch.randn(10), sparsity).tolist() == [1.0] * 10
 
 
 @pytest.mark.parametrize("value", [0.0, 0.7])
 def test_defect_level_criterion_does_not_prune_all_of_a_constant_tensor(value):
-    """Distiller: all elements that tie with the k-th were pruned, at any level."""
+    """DEFECT of Distiller: all elements that tie with the k-th were pruned, at any level."""
     mask = create_mask_level_criterion(torch.full((2, 5), value), 0.3)
     assert mask.tolist() == [[0, 0, 0, 1, 1], [1, 1, 1, 1, 1]]
 
@@ -324,7 +324,7 @@ def test_nan_is_refused(criterion):
     with pytest.raises(DistillerError) as error:
         criterion(t)
     assert str(error.value) == (
-        "cannot prune by magnitude, got 1 NaN in 48 elements; "
+        "cannot be pruned, got 1 NaN in 48 elements; "
         "training has diverged: resume from an earlier checkpoint with a lower learning rate"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import textwrap
 
@@ -218,3 +219,12 @@ def test_one_pruner_may_serve_one_policy_after_the_other(tiny_cnn):
         seen.append(hooks(tiny_cnn))
         scheduler.on_epoch_end(epoch)
     assert seen == [1, 0, 1]
+
+
+@every_class
+def test_an_epoch_that_is_abandoned_leaves_nothing_on_the_model(class_name, start, tiny_cnn):
+    session = start(class_name)
+    session.scheduler.on_epoch_begin(0)
+    session.scheduler = session.pruner = None
+    gc.collect()
+    assert hooks(tiny_cnn) == 0

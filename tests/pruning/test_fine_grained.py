@@ -51,7 +51,7 @@ def test_sensitivity_masks_by_the_deviation_of_the_dense_weights(params, ctx):
 
 
 def test_defect_sensitivity_deviation_survives_a_resume(params, ctx):
-    """Distiller kept it on the tensor, so that a resumed run measured the pruned weights."""
+    """DEFECT of Distiller: it was kept on the tensor, so that a resumed run measured the pruned weights."""
     pruner = SensitivityPruner("p", {"*.weight": 1.0})
     masks = pruner.compute_masks(params, ctx)
     pruned = {name: params[name] * mask for name, mask in masks.items()}
@@ -106,7 +106,7 @@ def test_nan_is_refused_with_pruner_and_parameter(params, ctx):
     with pytest.raises(DistillerError) as error:
         SparsityLevelParameterPruner("low_pruner", {"*": 0.5}).compute_masks(params, ctx)
     assert str(error.value).startswith(
-        "pruner 'low_pruner', 'fc.weight': cannot prune by magnitude, got 24 NaN in 24 elements; "
+        "pruner 'low_pruner', 'fc.weight': cannot be pruned, got 24 NaN in 24 elements; "
     )
 
 

@@ -173,7 +173,7 @@ def test_a_wrapped_model_has_the_same_names():
 
 
 def test_norm_groups_and_rounding_are_those_asked_for():
-    """Distiller stored rounding_fn and group_size, and did not use them."""
+    """DEFECT of Distiller: it stored rounding_fn and group_size, and did not use them."""
     layer = nn.Conv2d(6, 2, 1, bias=False)
     model = nn.Sequential(layer)
     with torch.no_grad():

@@ -8,7 +8,7 @@ from torch import nn
 from distiller.errors import DistillerError
 from distiller.interfaces import EpochWindow, StepContext
 from distiller.masks import MaskStore
-from distiller.pruning.n_to_m import NMPruner, n_to_m_mask
+from distiller.pruning.n_to_m import NMPruner, n_to_m_mask, n_to_m_sparsity
 
 
 def by_loops(weight: np.ndarray, n: int, m: int) -> np.ndarray:
@@ -65,17 +65,40 @@ def test_a_bias_is_refused_by_name():
     )
 
 
+@pytest.mark.parametrize("n, m", [(2, 4), (1, 4), (3, 4), (4, 4), (1, 7), (2, 64)])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 6, 8, 9])
+def test_the_sparsity_told_is_that_of_the_mask(n, m, channels):
+    mask = n_to_m_mask(torch.randn(3, channels, 2), n, m)
+    assert n_to_m_sparsity(channels, n, m) == pytest.approx(float((mask == 0).float().mean()))
+
+
+def test_a_layer_of_too_few_channels_is_not_promised_a_sparsity():
+    model = nn.Sequential(nn.Conv2d(1, 6, 5), nn.Conv2d(6, 16, 5))
+    ctx = StepContext(model, MaskStore(model), None, EpochWindow.spanning(0, 2), 0)
+    pruner = NMPruner("nm", "*.weight")
+    assert pruner.target_sparsity(ctx) == {"0.weight": 0.0, "1.weight": pytest.approx(1 / 3)}
+    weights = {name: model.get_parameter(name) for name in ("0.weight", "1.weight")}
+    assert pruner.too_small(weights, ctx) == ("0.weight",)
+
+
 def test_the_target_is_that_of_whole_groups():
     model = nn.Linear(8, 4)
     ctx = StepContext(model, MaskStore(model), None, EpochWindow.spanning(0, 2), 0)
     assert NMPruner("nm", ["weight"], n=1).target_sparsity(ctx) == {"weight": 0.75}
 
 
-@pytest.mark.parametrize(("n", "m"), [(0, 4), (5, 4), (-1, 0)])
-def test_the_ratio_is_checked(n, m):
+@pytest.mark.parametrize(
+    ("n", "m", "text"),
+    [
+        (0, 4, "n must be from 1 to m, which is 4, got 0"),
+        (5, 4, "n must be from 1 to m, which is 4, got 5"),
+        (2, -1, "m must be 1 or more, got -1"),
+    ],
+)
+def test_the_ratio_is_checked(n, m, text):
     with pytest.raises(DistillerError) as error:
         NMPruner("nm", "weight", n, m)
-    assert str(error.value) == f"needs 1 <= n <= m, got n {n} and m {m}"
+    assert str(error.value) == text
 
 
 def test_a_group_longer_than_the_channels_is_all_of_them_and_takes_no_memory_of_its_own():
@@ -87,4 +110,4 @@ def test_a_group_longer_than_the_channels_is_all_of_them_and_takes_no_memory_of_
 def test_a_group_that_no_layer_has_is_refused(m):
     with pytest.raises(DistillerError) as error:
         NMPruner("nm", "weight", 2, m)
-    assert str(error.value) == f"m must be at most 65536, got {m}; sparse tensor cores want n 2, m 4"
+    assert str(error.value) == f"m must be at most 65536, got {m}"

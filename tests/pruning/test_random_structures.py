@@ -72,7 +72,7 @@ def test_bernoulli_values_have_mean_1_and_the_right_rate():
 
 
 def test_bernoulli_is_finite_when_no_structure_would_stay():
-    """Distiller divided by zero when every filter was dropped."""
+    """DEFECT of Distiller: it divided by zero when every filter was dropped."""
     for _ in range(50):
         values = bernoulli_structures(2, 0.95)
         assert bool(values.isfinite().all())

@@ -64,7 +64,7 @@ def test_rows_are_input_features_of_a_linear_weight():
 
 @pytest.mark.parametrize("group_type", ["Filters", "Channels"])
 def test_defect_conv1d_weights_are_ranked(group_type):
-    """Distiller accepted 3-D weights in one assertion and refused them in the next."""
+    """DEFECT of Distiller: it accepted 3-D weights in one assertion and refused them in the next."""
     w = torch.randn(4, 4, 3)
     expected = by_sorting(w.numpy(), DIM[group_type], 2)
     np.testing.assert_array_equal(ranked_structures(w, group_type, 0.5).numpy(), expected)
@@ -87,7 +87,7 @@ def test_l2_ranks_by_euclidean_norm():
     ],
 )
 def test_defect_the_rounding_function_is_honoured(rounding_fn, fraction, gone):
-    """Distiller stored rounding_fn and never used it."""
+    """DEFECT of Distiller: it stored rounding_fn and never used it."""
     assert (
         int((~ranked_structures(torch.randn(10, 2), "Filters", fraction, rounding_fn=rounding_fn)).sum())
         == gone
@@ -96,7 +96,7 @@ def test_defect_the_rounding_function_is_honoured(rounding_fn, fraction, gone):
 
 @pytest.mark.parametrize("group_type", DIM)
 def test_defect_groups_of_neighbours_stand_or_fall_together(group_type):
-    """Distiller mixed counts of structures with counts of groups when group_size was above 1."""
+    """DEFECT of Distiller: it mixed counts of structures with counts of groups when group_size was above 1."""
     w = torch.randn(SHAPE[group_type])
     dim = DIM[group_type]
     pairs = w.double().abs().movedim(dim, 0).flatten(1).mean(1).view(3, 2).mean(1)

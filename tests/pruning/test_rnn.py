@@ -64,7 +64,7 @@ def test_an_offset_past_the_window_means_no_ramp():
 
 
 def test_defect_a_list_of_epochs_has_thresholds_too():
-    """Distiller's policy had frequency None with an `epochs:` list, and the pruner failed on it."""
+    """DEFECT of Distiller: an `epochs:` list gave the pruner the frequency None, on which it failed."""
     weight = torch.linspace(-1, 1, 41).view(1, -1)
     pruner = BaiduRNNPruner("rnn", q=0.5, ramp_epoch_offset=2, ramp_slope_mult=2, weights="weight")
     for epoch in (1, 2, 6, 9):

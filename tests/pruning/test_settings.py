@@ -54,7 +54,7 @@ def test_keys_that_match_nothing_are_refused():
 @pytest.mark.parametrize("value", [1.0, -0.1, 1.5, float("nan")])
 def test_values_out_of_range_are_refused_with_key_and_value(value):
     with pytest.raises(DistillerError) as error:
-        SettingsByName("levels", {"*": 0.5, "fc.weight": value}, below=1.0)
+        SettingsByName("levels", {"*": 0.5, "fc.weight": value}, below_one=True)
     assert str(error.value) == f"levels['fc.weight'] must be in [0, 1), got {value!r}"
 
 

@@ -11,8 +11,9 @@ from torch import nn
 from torch.func import functional_call
 
 from distiller.config import file_config
-from distiller.errors import CheckpointError, DistillerError, PolicyConflictError, ScheduleError
+from distiller.errors import CheckpointError, DistillerError, ScheduleError
 from distiller.policy import PruningPolicy
+from distiller.pruning import TaylorFORankedFilterPruner
 from distiller.regularization import L0Regularizer
 from distiller.regularization.hard_concrete import sampled_gates, steady_gates
 from distiller.scheduler import CompressionScheduler
@@ -259,28 +260,49 @@ def test_a_pruners_mask_holds_besides_the_gates(tiny_cnn):
     assert (tiny_cnn.conv2.weight[every_other(tiny_cnn.conv2.weight) == 0] == 0).all()
 
 
-def test_a_pruner_of_the_forward_pass_in_the_same_epochs_is_refused(tiny_cnn):
-    scheduler = CompressionScheduler(tiny_cnn)
-    scheduler.add_policy(
-        PruningPolicy(HalfPruner("fc.weight"), {"mask_on_forward_only": True, "keep_mask": True}), epochs=[0]
-    )
-    scheduler.add_policy(L0Regularizer("l0", tiny_cnn, {"fc.weight": [0.01, "Rows"]}), epochs=[0])
-    with pytest.raises(PolicyConflictError) as caught:
-        train(tiny_cnn, scheduler, range(1))
-    assert str(caught.value) == (
-        "'l0' gates 'fc.weight', and another policy acts on the forward pass of the same parameter; "
-        "let one end before the other begins"
-    )
+def pruners_of_the_middle_of_an_epoch():
+    """Whose masks come after the gates of the mini-batch, where their policy is the later one."""
+    taylor = TaylorFORankedFilterPruner("t", "Filters", 0.5, ["conv2.weight"])
+    return {"data-driven": PruningPolicy(taylor),
+            "every mini-batch": PruningPolicy(HalfPruner("conv2.weight"), {"mini_batch_pruning_frequency": 1})}  # fmt: skip
 
 
-def test_a_pruner_that_takes_the_mask_over_in_each_step_is_refused(tiny_cnn):
+@pytest.mark.parametrize("gates_first", [True, False])
+@pytest.mark.parametrize("which", ["data-driven", "every mini-batch"])
+def test_a_pruner_of_the_same_parameter_may_stand_before_or_behind(tiny_cnn, which, gates_first):
+    """A pruner's rules replaced those of the gates: training stopped, blaming a policy of the forward pass."""
+    regularizer = L0Regularizer("l0", tiny_cnn, {"conv2.weight": [0.01, "Filters"]})
+    policies = [regularizer, pruners_of_the_middle_of_an_epoch()[which]]
     scheduler = CompressionScheduler(tiny_cnn)
-    scheduler.add_policy(L0Regularizer("l0", tiny_cnn, {"fc.weight": [0.01, "Rows"]}), epochs=[0])
-    scheduler.add_policy(
-        PruningPolicy(HalfPruner("fc.weight"), {"mini_batch_pruning_frequency": 1}), epochs=[0]
-    )
-    with pytest.raises(PolicyConflictError, match="'l0' gates 'fc.weight', and another policy"):
-        train(tiny_cnn, scheduler, range(1))
+    for policy in policies if gates_first else reversed(policies):
+        scheduler.add_policy(policy, epochs=[0, 1])
+    before = regularizer.gates()["conv2.weight"]
+    assert train(tiny_cnn, scheduler, range(3), batches=12) == [0.5] * 3
+    assert not torch.equal(regularizer.gates()["conv2.weight"], before)
+    pruned = scheduler.masks["conv2.weight"].slots["pruner"] == 0
+    assert (tiny_cnn.conv2.weight[pruned] == 0).all()
+
+
+def test_what_a_pruner_keeps_is_gated_and_trained_as_without_the_pruner(tiny_cnn):
+    """One step against automatic differentiation through weight * mask * gate."""
+    reference, images = copy.deepcopy(tiny_cnn), torch.randn(4, 1, 8, 8)
+    regularizer, scheduler = scheduled(tiny_cnn, {"conv2.weight": [0.0, "Filters"]}, keep_probability=0.7)
+    scheduler.add_policy(PruningPolicy(HalfPruner("conv2.weight")), epochs=[0])
+    location = regularizer.state_dict()["locations"]["conv2.weight"].requires_grad_()
+    scheduler.on_epoch_begin(0)
+    state = torch.get_rng_state()
+    step(tiny_cnn, scheduler, images, torch.optim.SGD(tiny_cnn.parameters(), lr=0.1))
+    torch.set_rng_state(state)
+    weight, keep = reference.conv2.weight, every_other(reference.conv2.weight)
+    gated = weight * keep * sampled_gates(location, torch.rand_like(location))
+    functional_call(reference, {"conv2.weight": gated}, (images,)).square().mean().backward()
+    torch.optim.Adam([location], lr=0.01).step()
+    expected = (
+        weight - 0.1 * weight.grad
+    ) * keep  # gradients masked by the gates alone, weights by the pruner
+    torch.testing.assert_close(tiny_cnn.conv2.weight * keep, expected)
+    assert (tiny_cnn.conv2.weight[keep == 0] == 0).all()
+    torch.testing.assert_close(regularizer.state_dict()["locations"]["conv2.weight"], location.detach())
 
 
 def test_half_precision_weights_are_gated(tiny_cnn):
@@ -326,8 +348,8 @@ def test_a_schedule_names_it_among_its_extensions(tmp_path, tiny_cnn):
         (
             "Elements",
             "Element",
-            ":6    extensions.l0.reg_regims.fc.weight: reg_regims['fc.weight']: group must be one of Elements, 2D, "
-            "Rows, Cols, Channels, Filters, 3D, 4D, got 'Element'; did you mean 'Elements'?",
+            ":6    extensions.l0.reg_regims.fc.weight: group must be one of Elements, 2D, Rows,"
+            " Cols, Channels, Filters, 3D, 4D, got 'Element'; did you mean 'Elements'?",
         ),
         (
             "0.8",

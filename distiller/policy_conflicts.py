@@ -1,0 +1,89 @@
+"""Which policies cannot go together: seen when one is added, not when training has come to it.
+
+    two pruners     | one parameter, in overlapping epochs: each would put its masks over the other's
+    one that gates  | and one that masks a parameter in the forward pass only (`ForwardActs`)
+    one extension   | twice, in overlapping epochs: it would be called twice at every step
+
+Knows nothing about YAML, or how masks and gates act.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from distiller.errors import PolicyConflictError
+from distiller.policy import PruningPolicy
+
+if TYPE_CHECKING:
+    from distiller.scheduler import ScheduledPolicy
+
+__all__ = ["refuse_conflicts"]
+
+
+def refuse_conflicts(new: ScheduledPolicy, others: Sequence[ScheduledPolicy], model: nn.Module) -> None:
+    """See to it that a policy can go together with others.
+
+    Args:
+        new: the policy.
+        others: those that are there already.
+        model: what all of them act on.
+
+    Raises:
+        PolicyConflictError: it cannot; names both, with their epochs.
+    """
+    for old in others:
+        if _overlap(old, new):
+            if old.policy is new.policy:
+                raise PolicyConflictError(
+                    f"{_shown(new)} is in another policy of overlapping epochs {_epochs(old)} already, and "
+                    "would be called twice at every step; keep one, or make a second instance of it"
+                )
+            _refuse_two_pruners(old, new, model)
+        _refuse_gating(old, new, model)
+        _refuse_gating(new, old, model)
+
+
+def _refuse_two_pruners(old: ScheduledPolicy, new: ScheduledPolicy, model: nn.Module) -> None:
+    if not isinstance(old.policy, PruningPolicy) or not isinstance(new.policy, PruningPolicy):
+        return
+    shared = set(new.policy.selected(model)).intersection(old.policy.selected(model))
+    if shared:
+        raise PolicyConflictError(
+            f"{_shown(old)} and {_shown(new)} both prune {_some(shared)}; let one end before the other begins"
+        )
+
+
+def _refuse_gating(gating: ScheduledPolicy, masking: ScheduledPolicy, model: nn.Module) -> None:
+    acts = masking.policy.forward_acts(model)
+    shared = gating.policy.forward_acts(model).gates & acts.masks
+    if not shared:
+        return
+    if _overlap(gating, masking):
+        raise PolicyConflictError(
+            f"{_shown(gating)} gates {_some(shared)}, which {_shown(masking)} masks in the forward pass "
+            "only; let one end before the other begins"
+        )
+    if acts.ended_by and masking.window.last < gating.window.start:
+        raise PolicyConflictError(
+            f"{_shown(gating)} gates {_some(shared)}, which {_shown(masking)} goes on masking in the forward "
+            f"pass only; let it end that with args: {{{acts.ended_by}: true}}"
+        )
+
+
+def _overlap(one: ScheduledPolicy, other: ScheduledPolicy) -> bool:
+    return one.window.start <= other.window.last and other.window.start <= one.window.last
+
+
+def _shown(entry: ScheduledPolicy) -> str:
+    return f"'{entry.name}' {_epochs(entry)}"
+
+
+def _epochs(entry: ScheduledPolicy) -> str:
+    return f"(epochs {entry.window.start}..{entry.window.last})"
+
+
+def _some(names: Collection[str]) -> str:
+    return f"'{min(names)}'" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
