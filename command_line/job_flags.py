@@ -12,8 +12,8 @@ def add_job_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("jobs other than training")
     group.add_argument("-e", "--evaluate", action="store_true", help="test and exit")
     group.add_argument("--summary", action=_Summary, metavar="WHAT",
-        help="sparsity, compute, model or modules: print; png or png_w_params (with the parameters): draw the "
-        "graph into OUT_DIR/<arch>.png or <arch>_w_params.png; and exit; may be repeated")  # fmt: skip
+        help="sparsity, compute, model or modules: print; png or png_w_params (with the parameters): draw "
+        "the graph into OUT_DIR/<arch>.png or <arch>_w_params.png; and exit; may be repeated")  # fmt: skip
     group.add_argument("--export-onnx", nargs="?", const="model.onnx", type=not_empty, metavar="FILE",
         help="write the model with a softmax to an ONNX file, compare it in onnxruntime, and exit; a bare "
         "name is put into the run folder (default: model.onnx)")  # fmt: skip
@@ -38,7 +38,7 @@ def add_job_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--greedy-pruning-step", type=fraction(above=0, below=1), default=0.1, metavar="P",
         help="share of a group's remaining filters pruned at once (default: %(default)s)")  # fmt: skip
     group.add_argument("--greedy-ft-epochs", type=at_least(0), default=1, metavar="N",
-        help="epochs of fine-tuning of each candidate; --epochs is not read (default: %(default)s)")  # fmt: skip
+        help="epochs of fine-tuning of a candidate; --epochs is not read (default: %(default)s)")  # fmt: skip
     group.add_argument("--greedy-finetuning-policy", type=str.lower, choices=("constant", "linear-grow"),
         default="constant", help="training images of an epoch: all of --effective-train-size, or the share "
         "of them that the MACs have been pruned by (default: %(default)s)")  # fmt: skip

@@ -229,8 +229,7 @@ def _lines(op: Op) -> Iterable[str]:
 
 def _label(title: str, *lines: str) -> str:
     """A label of which the first line is bold, in Graphviz's HTML."""
-    bold = [f"<b>{escape(title)}</b>"] if title else []
-    return f"<{'<br/>'.join([*bold, *map(escape, lines)])}>"
+    return f"<{'<br/>'.join([f'<b>{escape(title)}</b>', *map(escape, lines)])}>"
 
 
 def _by(shape: Iterable[int]) -> str:

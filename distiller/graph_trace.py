@@ -177,13 +177,14 @@ def _evaluating(model: nn.Module, training: Collection[nn.Module]) -> Iterator[N
 
 def _placeholders(exported: torch.export.ExportedProgram) -> list[_Value]:
     """The values of the program's placeholders: the model's inputs, its parameters, None for its buffers."""
-    inputs = set(exported.graph_signature.user_inputs)
+    inputs: set[Any] = set(exported.graph_signature.user_inputs)
     parameters = exported.graph_signature.inputs_to_parameters
-    return [
-        _input(node) if node.name in inputs and _tensors(node) else parameters.get(node.name)
-        for node in exported.graph.nodes
-        if node.op == "placeholder"
-    ]
+    values: list[_Value] = []
+    for node in exported.graph.nodes:
+        if node.op == "placeholder":
+            is_input = node.name in inputs and _tensors(node)
+            values.append(_input(node) if is_input else parameters.get(node.name))
+    return values
 
 
 def _input(node: fx.Node) -> Read:

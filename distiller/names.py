@@ -48,6 +48,13 @@ def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         yield _canonical(raw, prefixes), parameter
 
 
+def named_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(canonical name, buffer) of every buffer once, in the model's order."""
+    prefixes = _wrapper_prefixes(model)
+    for raw, buffer in model.named_buffers():
+        yield _canonical(raw, prefixes), buffer
+
+
 def canonical_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The model's `state_dict` under canonical names (tensors are not copied)."""
     prefixes = _wrapper_prefixes(model)

@@ -5,9 +5,15 @@ import torch
 from torch import nn
 
 from distiller.errors import UsageError
+from distiller.graph import SummaryGraph
 from distiller.model_summaries import (
     PICTURES,
     SUMMARIES,
+    attributes_summary,
+    attributes_summary_tbl,
+    connectivity_summary,
+    connectivity_summary_verbose,
+    connectivity_tbl_summary,
     masks_sparsity_summary,
     masks_sparsity_tbl_summary,
     model_params_stats,
@@ -21,8 +27,9 @@ from distiller.model_summaries import (
     weights_sparsity_summary,
     weights_sparsity_tbl_summary,
 )
-from distiller.models import create_model
+from distiller.models import RNNModel, create_model
 from distiller.scheduler import CompressionScheduler
+from tests.test_graph_picture import needs_dot
 
 
 @pytest.fixture
@@ -123,6 +130,16 @@ def test_total_macs_agree_with_distillers(arch, macs):
     assert total_macs(model, model.input_shape) == macs
 
 
+def test_compute_of_the_language_model_agrees_with_its_closed_form():
+    """An LSTM has four gates of 8 units, each fed by 6 inputs (by 8 in the second layer) and 8 hidden units."""
+    model = RNNModel(50, emsize=6, nhid=8, nlayers=2)
+    table = model_performance_summary(model, (torch.zeros(5, 3, dtype=torch.long), model.init_hidden(3)))
+    assert table[["Name", "Type", "IFM", "OFM", "MACs"]].to_numpy().tolist() == [
+        ["rnn", "LSTM", "(5, 3, 6)", "(5, 3, 8)", 5 * 3 * 4 * 8 * ((6 + 8) + (8 + 8))],
+        ["decoder", "Linear", "(5, 3, 8)", "(5, 3, 50)", 5 * 3 * 8 * 50],
+    ]
+
+
 def test_figures_are_per_sample(tiny_cnn):
     single = model_performance_summary(tiny_cnn, torch.zeros(1, 1, 8, 8))
     batch = model_performance_summary(tiny_cnn, torch.zeros(4, 1, 8, 8), batch_size=4)
@@ -181,12 +198,80 @@ def test_sparsity_writes_the_csv_only_where_asked(pruned, tmp_path):
     pd.testing.assert_frame_equal(written, weights_sparsity_levels(pruned))
 
 
+@needs_dot
+@pytest.mark.parametrize(
+    "arch, what, name",
+    [
+        (None, "png", "TinyCnn.png"),
+        ("tiny", "png_w_params", "tiny_w_params.png"),
+        ("my.nets:Tiny", "png", "my.nets_Tiny.png"),
+    ],
+)
+def test_a_picture_has_the_name_of_the_architecture(arch, what, name, tiny_cnn, tmp_path):
+    if arch is not None:
+        tiny_cnn.arch = arch
+    text = model_summary(nn.DataParallel(tiny_cnn), what, logdir=tmp_path / "made")
+    assert text == f"Saved the picture of the graph to: {tmp_path / 'made' / name}"
+    assert (tmp_path / "made" / name).is_file()
+
+
+@pytest.fixture
+def branched() -> SummaryGraph:
+    """fc - (tanh, Add) - Add: the input of tanh is added to its output."""
+
+    class Branched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.tanh = nn.Linear(3, 2), nn.Tanh()
+
+        def forward(self, x):
+            x = self.fc(x)
+            return self.tanh(x) + x
+
+    return SummaryGraph(Branched(), torch.zeros(1, 3))
+
+
+def test_connectivity_names_the_neighbours_of_each_operation(branched):
+    assert connectivity_summary(branched).to_dict("split")["data"] == [
+        ["fc", "Gemm", [], ["tanh", "Add"]],
+        ["tanh", "Tanh", ["fc"], ["Add"]],
+        ["Add", "Add", ["tanh", "fc"], []],
+    ]
+
+
+def test_verbose_connectivity_names_every_tensor_with_its_shape(branched):
+    table = connectivity_summary_verbose(branched)
+    assert list(table.columns) == ["Name", "Type", "Inputs", "Outputs"]
+    assert table.iloc[0].tolist() == [
+        "fc",
+        "Gemm",
+        ["x (1, 3)", "fc.weight (2, 3)", "fc.bias (2,)"],
+        ["(1, 2)"],
+    ]
+    assert table["Inputs"][2] == ["tanh (1, 2)", "fc (1, 2)"]
+
+
+def test_attributes_are_a_line_each_and_may_be_left_out(branched):
+    table = attributes_summary(branched, ignore_attrs=["ai", "n_ifm", "n_ofm", "fm_vol"])
+    assert table.to_dict("split")["data"] == [
+        ["fc", "Gemm", "MACs: 6\nfootprint: 11\nweights_vol: 6"],
+        ["tanh", "Tanh", "MACs: 0\nfootprint: 4\nweights_vol: 0"],
+        ["Add", "Add", "MACs: 0\nfootprint: 6\nweights_vol: 0"],
+    ]
+    assert "ai: 0.545" in attributes_summary(branched)["Attributes"][0]
+
+
+def test_the_tables_of_the_graph_as_texts(branched):
+    lines = connectivity_tbl_summary(branched).splitlines()
+    assert [line.split("|")[3].strip() for line in lines[3:-1]] == ["", "", "fc", "tanh", "fc"]
+    assert "fc.weight (2, 3)" in connectivity_tbl_summary(branched, verbose=True)
+    assert "MACs: 6 " in attributes_summary_tbl(branched)
+
+
 def test_an_unknown_summary_is_refused(tiny_cnn):
     with pytest.raises(UsageError) as caught:
         model_summary(tiny_cnn, "sparse")
-    message = (
-        "model_summary: unknown summary 'sparse'; there are sparsity, compute, model, modules, png, png_w_params"
-    )
+    message = "model_summary: unknown summary 'sparse'; there are sparsity, compute, model, modules, png, png_w_params"
     assert str(caught.value) == message
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from distiller.apputils.usage import check_usage
 from distiller.config import file_config
 from distiller.errors import ScheduleError
 from distiller.models import create_model
-from distiller.registry import EXTENSIONS, QUANTIZERS
+from distiller.registry import QUANTIZERS
 from tests.test_architecture import LAYERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -179,11 +180,9 @@ def test_the_schedule_loads_and_its_faults_are_told_as_shown(tmp_path, monkeypat
 
 
 def test_what_is_said_to_be_missing_is_missing():
-    said = "quantization-aware training, knowledge\ndistillation, and the removal of pruned filters"
-    assert said in README
-    assert {"knowledge distillation", "thinning"} <= set(compress_classifier.REFUSED)
+    assert "quantization-aware training and\nknowledge distillation" in README
+    assert "knowledge distillation" in set(compress_classifier.REFUSED)
     assert "DorefaQuantizer" not in set(QUANTIZERS)
-    assert "FilterRemover" not in set(EXTENSIONS)
 
 
 def test_the_results_are_those_that_are_committed():
@@ -220,6 +219,8 @@ def test_the_figures_of_the_demo_are_those_in_the_header_of_its_schedule():
 @pytest.mark.slow
 def test_every_command_runs_after_the_demo(tmp_path):
     """As a newcomer runs them: the demo, then each of the README's, in a folder with only program and schedules."""
+    if shutil.which("dot") is None:
+        pytest.skip("one of them draws with Graphviz's program 'dot', which is not installed")
     for name in ("compress_classifier.py", "distiller", "schedules"):
         (tmp_path / name).symlink_to(ROOT / name)
     for line in [*demo_command_lines(), *COMMANDS]:

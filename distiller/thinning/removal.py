@@ -16,7 +16,7 @@ from distiller.channel_groups import ChannelGroups
 from distiller.errors import DistillerError, UsageError
 from distiller.interfaces import Policy
 from distiller.masks import MaskStore
-from distiller.names import canonical, named_modules, owner, unwrap
+from distiller.names import canonical, named_buffers, named_modules, named_parameters, owner, unwrap
 from distiller.tensor_cuts import Kept, TensorCuts, cut, cut_shape, replace_data
 from distiller.thinning.layer_changes import layer_change, thinned_class
 from distiller.thinning.recipe import ThinningRecipe
@@ -137,8 +137,7 @@ def apply_recipe(
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by canonical name."""
-    bare = unwrap(model)
-    return {canonical(raw, bare): tensor for raw, tensor in (*bare.named_parameters(), *bare.named_buffers())}
+    return {**dict(named_parameters(model)), **dict(named_buffers(model))}
 
 
 def _under_all_names(model: nn.Module, cuts: TensorCuts) -> TensorCuts:

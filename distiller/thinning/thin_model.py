@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -209,7 +209,6 @@ def _thin(
     )
     if sizes:
         apply_recipe(model, recipe, optimizer, masks if isinstance(masks, MaskStore) else None, policies)
-        _take_gradients_of_new_shapes(model, recipe.tensors)
         if masks is not None and not isinstance(masks, MaskStore):
             _cut_maskers(masks, recipe.tensors)
     _tell(report)
@@ -258,20 +257,6 @@ def _changed_shapes(
 
 def _count(model: nn.Module) -> int:
     return sum(param.numel() for param in model.parameters())
-
-
-def _take_gradients_of_new_shapes(model: nn.Module, names: Collection[str]) -> None:
-    """Let the next backward pass reach parameters whose shape has changed.
-
-    While a loss of before is held, as training loops do, autograd goes on with the shape that a parameter had
-    then. It looks anew only when the type changes, which it does here for a moment.
-    """
-    for name, param in named_parameters(model):
-        if name in names:
-            smaller = param.data
-            other = torch.float32 if smaller.dtype == torch.float16 else torch.float16
-            param.data = smaller.new_empty(0, dtype=other)
-            param.data = smaller
 
 
 def _cut_maskers(masks: Mapping[str, ParameterMasker], cuts: TensorCuts) -> None:

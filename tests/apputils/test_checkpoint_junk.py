@@ -35,7 +35,6 @@ from distiller.masks import MaskRules
 from distiller.policy import LRPolicy, PruningPolicy
 from distiller.quantization import PostTrainLinearQuantizer
 from distiller.scheduler import CompressionScheduler
-from distiller.thinning.torchvision_layers import THINNED_CLASSES
 from tests.doubles import HalfPruner
 
 JUNK = [
@@ -329,8 +328,7 @@ FRESH = "start with a fresh optimizer"
          "got 4"),
         (("thinning_recipes", 0, "modules", "norm", "num_features"), "x", "thinning_recipes[0]: thinning recipe: "
          "norm.num_features: must be a number or numbers, got 'x'"),
-        (("thinning_recipes", 0, "classes"), {"fc": "Linear"}, "thinning_recipes[0]: the model cannot be thinned as "
-         f"the checkpoint's was: unknown thinned layer 'Linear'; known are {', '.join(sorted(THINNED_CLASSES))}"),
+        (("thinning_recipes", 0, "classes"), {"fc": 3}, "'thinning_recipes[0].classes.fc' must be text, got int 3"),
         (("thinning_recipes",), LEFT_OUT, "'thinning_recipes' is missing"),
         (("optimizer", "param_names"), LEFT_OUT, "'optimizer.param_names' is missing"),
         (("optimizer", "state_dict", "param_groups", 0, "lr"), -1, "'optimizer.state_dict.param_groups[0].lr' "

@@ -17,6 +17,7 @@ from distiller.apputils.image_classifier import ClassifierCompressor
 from distiller.apputils.results_card import SIMULATED_QUANTIZATION, ResultsCard
 from distiller.errors import QuantizationError, StatsError, UnknownNameError, UsageError
 from tests.apputils.conftest import RunMaker
+from tests.test_graph_picture import needs_dot
 
 pytestmark = pytest.mark.usefixtures("untimed", "global_settings_restored")
 
@@ -78,6 +79,18 @@ def test_summaries_come_in_the_order_asked_for(flags):
     compute, model = jobs.summaries(flags("--summary compute --summary model"))
     assert compute.endswith("Total MACs: 266,200")
     assert "(fc1): Linear(in_features=784, out_features=300" in model
+
+
+@needs_dot
+def test_pictures_go_beside_the_run_folders_and_the_summary_says_where(flags, tmp_path):
+    first, compute, second = jobs.summaries(
+        flags("--summary png_w_params --summary compute --summary png -o", tmp_path / "made")
+    )
+    named = [tmp_path / "made" / name for name in ("lenet_300_100_w_params.png", "lenet_300_100.png")]
+    assert [first, second] == [f"Saved the picture of the graph to: {path}" for path in named]
+    assert compute.endswith("Total MACs: 266,200")
+    assert sorted((tmp_path / "made").iterdir()) == sorted(named)
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in named)
 
 
 AGP = """

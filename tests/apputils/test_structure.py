@@ -160,6 +160,19 @@ def test_when_the_second_recipe_fails_the_first_is_undone(tiny_cnn, saved):
     assert look(tiny_cnn) == before
 
 
+def test_a_class_that_is_not_one_of_the_thinned_layers_is_refused(tiny_cnn, saved):
+    _, path = saved(FIRST)
+    document = torch.load(path, weights_only=True)
+    document["thinning_recipes"][0]["classes"] = {"fc": "Linear"}
+    torch.save(document, path)
+    before = look(tiny_cnn)
+    assert message(load_state, tiny_cnn, read_checkpoint(path)).startswith(
+        f"{path}: thinning_recipes[0]: the model cannot be thinned as the checkpoint's was: "
+        "unknown thinned layer 'Linear'; known are "
+    )
+    assert look(tiny_cnn) == before
+
+
 @pytest.mark.parametrize("fault", ["weights", "masks", "optimizer"])
 def test_a_load_that_fails_late_leaves_structure_weights_and_optimizer_as_they_were(tiny_cnn, saved, fault):
     _, path = saved(FIRST)

@@ -6,6 +6,7 @@ import pytest
 
 from tests.end_to_end.conftest import TINY
 from tests.end_to_end.test_training import AGP
+from tests.test_graph_picture import needs_dot
 
 EXPECTED = {
     "sparsity": ["| conv1.weight ", "| Total sparsity: ", "Abs-Mean"],
@@ -21,6 +22,14 @@ def test_a_summary_prints_and_writes_nothing(program, what):
     done = program.run(TINY + f"--summary {what}").succeeded()
     assert all(text in done.out for text in EXPECTED[what])
     assert program.state() == before
+
+
+@needs_dot
+def test_the_picture_of_a_graph_is_all_that_is_written(program):
+    before = program.state()
+    done = program.run(TINY + "--summary png -o pictures").succeeded()
+    assert done.out == "Saved the picture of the graph to: pictures/nets_Tiny.png\n"
+    assert program.state().keys() - before.keys() == {"pictures", "pictures/nets_Tiny.png"}
 
 
 def test_several_summaries_come_in_the_order_asked_for(program):

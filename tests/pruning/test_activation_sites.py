@@ -19,7 +19,9 @@ def seen_at(model: nn.Module, site: ActivationSite, images: torch.Tensor) -> tor
     """The activations that a site shows of one forward pass."""
     seen: list[torch.Tensor] = []
     module = dict(named_modules(model))[site.module_name]
-    handle = observe(model, model, module, site.of_input, lambda x: seen.append((site.activation or torch.clone)(x)))
+    handle = observe(
+        model, model, module, site.of_input, lambda x: seen.append((site.activation or torch.clone)(x))
+    )
     model.train()(images)
     handle.remove()
     (activations,) = seen

@@ -13,6 +13,7 @@ from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.maxvit import MaxVit
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
 
+from distiller.channel_groups import find_channel_groups
 from distiller.models import create_model
 from distiller.registry import MODELS
 from tests.thinning.proof import check_thinning
@@ -90,3 +91,19 @@ def test_every_other_model_of_the_zoo(arch):
 @pytest.mark.parametrize("arch, size", FAMILIES.items())
 def test_every_family(arch, size):
     check_thinning(partial(torchvision_model, arch), torch.randn(2, 3, size, size), rounds=2)
+
+
+def test_attention_of_a_single_head_leaves_the_channels_of_its_input_apart():
+    model = MaxVit(
+        input_size=(32, 32), stem_channels=8, partition_size=2, block_channels=[12], block_layers=[1],
+        head_dim=12, stochastic_depth_prob=0.0, num_classes=10,
+    )  # fmt: skip
+    groups = find_channel_groups(model, torch.zeros(1, 3, 32, 32))
+    attention = "blocks.0.layers.0.layers.grid_attention.attn_layer.1"
+    [heads] = groups.of(f"{attention}.to_qkv.weight", 0)
+    assert (heads.size, heads.reason) == (
+        1,
+        f"it is all that {attention}.to_qkv.weight has along dimension 0",
+    )
+    [stream] = groups.of(f"{attention}.to_qkv.weight", 1)
+    assert (stream.size, stream.reason) == (12, None)
