@@ -109,17 +109,20 @@ def measured_block(schedule: Shipped) -> str:
         lines.append(f"#   {_accuracy(measured)}")
         return "\n".join(lines) + "\n"
     entries = card.get("structures", [])
+    is_thinned = card.get("is_thinned", False)
     is_pruned = measured["weight_sparsity"] >= 0.01 or any(entry["count"] for entry in entries)
     lines += [
         f"#   dense     {_accuracy(dense)}",
-        f"#   {'pruned' if is_pruned else 'trained':9} {_accuracy(measured)}",
+        f"#   {'thinned' if is_thinned else 'pruned' if is_pruned else 'trained':9} {_accuracy(measured)}",
     ]
+    if is_thinned:
+        lines += _thinned_lines(card)
     if is_pruned:
         lines += [
             f"#   sparsity of the weights {100 * measured['weight_sparsity']:.2f} %, "
             f"{measured['nonzeros']:,} non-zero parameters of {measured['parameters']:,};",
             f"#   stored sparse {measured['bytes_sparse']:,} bytes of {measured['bytes_dense']:,}; "
-            "latency unchanged (zeros are multiplied)",
+            + ("zeros are multiplied" if is_thinned else "latency unchanged (zeros are multiplied)"),
         ]
     for text in _structure_lines(entries):
         lines += textwrap.wrap(text, _WIDTH, initial_indent="#   ", subsequent_indent="#     ")
@@ -146,7 +149,7 @@ def index() -> str:
                 "" if dense is None else f"{dense['top1_percent']:.2f} %",
                 f"{measured['top1_percent']:.2f} %",
                 f"{100 * measured['weight_sparsity']:.2f} %",
-                "; ".join(_structure_totals(card.get("structures", []))),
+                "; ".join([*_removed(card), *_structure_totals(card.get("structures", []))]),
             ]
         elif "Measured (`make demo`" in schedule.header:
             cells[2] = "see its header"
@@ -168,6 +171,26 @@ def classes_of(data: Mapping[str, Any]) -> list[str]:
             if name in used
         )
     )
+
+
+def _thinned_lines(card: Mapping[str, Any]) -> list[str]:
+    """What is gone from a thinned network, and how much faster it really is."""
+    measured, dense, ratios = card["measured"], card["reference"], card["ratios"]
+    single, batch = measured["latency_single"], measured["latency_batch"]
+    return [
+        f"#   removed: {measured['macs']:,} of {dense['macs']:,} MACs left ({ratios['macs']:.2f}x fewer), "
+        f"{measured['parameters']:,} of",
+        f"#   {dense['parameters']:,} parameters, {measured['bytes_checkpoint']:,} of "
+        f"{dense['bytes_checkpoint']:,} bytes; measured in turns with the dense one",
+        f"#   ({single['device']}, threads: {single['threads']}): {ratios['latency_single']:.2f}x faster at "
+        f"batch {single['batch_size']}, {ratios['latency_batch']:.2f}x at batch {batch['batch_size']}",
+    ]
+
+
+def _removed(card: Mapping[str, Any]) -> list[str]:
+    if not card.get("is_thinned", False):
+        return []
+    return [f"{card['ratios']['macs']:.2f}x fewer MACs, {card['ratios']['latency_batch']:.2f}x faster"]
 
 
 def _structure_lines(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:

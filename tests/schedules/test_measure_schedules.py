@@ -175,6 +175,31 @@ def test_a_network_that_is_dense_at_the_end_is_not_called_pruned(project):
     ]
 
 
+def test_of_a_thinned_network_the_header_and_the_index_say_what_is_gone_and_how_much_faster_it_is(project):
+    measure(both(), shipped(), again=False)
+    half = both()[1]
+    of_thinned, of_dense = card(8950, 0.0)["measured"], card(9010, 0.0)["measured"]
+    for figures, share in ((of_dense, 1), (of_thinned, 2)):
+        figures.update(macs=6000 // share, parameters=1000 // share, bytes_checkpoint=8000 // share)
+        figures["latency_single"] = {"batch_size": 1, "threads": 1, "device": "cpu"}
+        figures["latency_batch"] = {"batch_size": 64, "threads": 1, "device": "cpu"}
+    thinned = {
+        "measured": of_thinned,
+        "reference": of_dense,
+        "is_thinned": True,
+        "ratios": {"macs": 2.0, "latency_single": 1.25, "latency_batch": 1.5},
+    }
+    results_of(half).write_text(json.dumps(thinned))
+    assert measured_block(half).splitlines()[2:] == [
+        "#   thinned   8,950/10,000 = 89.50 %, 89.00 to 90.00 %",
+        "#   removed: 3,000 of 6,000 MACs left (2.00x fewer), 500 of",
+        "#   1,000 parameters, 4,000 of 8,000 bytes; measured in turns with the dense one",
+        "#   (cpu, threads: 1): 1.25x faster at batch 1, 1.50x at batch 64",
+    ]
+    row = schedule_headers.index().splitlines()[-1]
+    assert row.endswith("| 90.10 % | 89.50 % | 0.00 % | 2.00x fewer MACs, 1.50x faster |")
+
+
 def test_the_index_has_what_was_measured(project):
     assert "| not measured here |" in schedule_headers.index()
     measure(both(), shipped(), again=False)

@@ -11,6 +11,7 @@ import torchvision
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.maxvit import MaxVit
+from torchvision.models.resnet import BasicBlock
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
 
 from distiller.channel_groups import find_channel_groups
@@ -37,9 +38,11 @@ def torchvision_model(arch: str) -> nn.Module:
 
 
 SMALL: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    "resnet": (partial(torchvision_model, "resnet18"), 32),
+    "resnet": (partial(torchvision.models.ResNet, BasicBlock, [1, 1, 1, 1], num_classes=10), 32),
     "squeezenet": (partial(torchvision_model, "squeezenet1_1"), 32),
-    "shufflenet": (partial(torchvision_model, "shufflenet_v2_x0_5"), 32),
+    "shufflenet": (
+        partial(torchvision.models.ShuffleNetV2, [1, 2, 1], [24, 16, 32, 64, 32], num_classes=10), 32,
+    ),
     "densenet": (
         partial(torchvision.models.DenseNet, 6, (2, 2), 8, bn_size=2, num_classes=10), 32,
     ),
