@@ -274,8 +274,10 @@ class RegularizationPolicy(Policy):
 
     def check(self, model: nn.Module) -> None:  # noqa: D102
         params = dict(named_parameters(model))
-        selected = {name: params[name].detach() for name in self.regularizer.select(list(params))}
-        if self.args.keep_mask and not self.regularizer.threshold_masks(selected):
+        selected = self.regularizer.select(list(params))
+        if self.args.keep_mask and not self.regularizer.threshold_masks(
+            {name: torch.zeros_like(params[name], device="cpu", requires_grad=False) for name in selected}
+        ):
             raise PolicyArgsError(
                 f"'keep_mask' keeps what lies under a threshold, and '{self.regularizer.name}' has none; "
                 "give it threshold_criteria where its class takes them, or leave keep_mask out"
