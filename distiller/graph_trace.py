@@ -8,7 +8,6 @@ Knows nothing about modules, except in which module's forward each operation sta
 
 from __future__ import annotations
 
-import logging
 import operator
 import warnings
 from collections.abc import Collection, Iterator, Sequence
@@ -160,20 +159,17 @@ _Value = Read | str | tuple[Any, ...] | None
 
 @contextmanager
 def _evaluating(model: nn.Module, training: Collection[nn.Module]) -> Iterator[None]:
-    """Evaluation mode without the model's own `train`, no gradients, no fused attention, no warnings or logs."""
+    """Evaluation mode without the model's own `train`, no gradients, no fused attention, no warnings."""
     modes = {module: module.training for module in model.modules()}
     is_fast = torch.backends.mha.get_fastpath_enabled()
-    silenced = logging.root.manager.disable
     try:
         for module in modes:
             module.training = module in training
         torch.backends.mha.set_fastpath_enabled(False)
-        logging.disable()  # of a program that it cannot trace, torch logs pages
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # what export says of a model does not help its user
             yield
     finally:
-        logging.disable(silenced)
         torch.backends.mha.set_fastpath_enabled(is_fast)
         for module, is_training in modes.items():
             module.training = is_training

@@ -359,9 +359,9 @@ class LRPolicy(Policy):
 
 
 def _is_ever_due(frequency: int, ctx: StepContext) -> bool:
-    """Whether a mini-batch other than an epoch's first has a number that `frequency` divides."""
+    """Whether new masks come in a mini-batch other than the first, or there is none but the first."""
     length, window = ctx.minibatches_per_epoch or 1, ctx.window
-    if frequency < length:
+    if frequency < length or length == 1:
         return True
     if frequency % length == 0:
         return False
