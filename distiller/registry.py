@@ -44,7 +44,8 @@ class Registry(Mapping[str, Callable[..., Any]]):
         if name in self._entries:
             return self._entries[name]
         if "." in name:
-            return load_dotted(name, plugins, f"{self.kind} class")
+            with users_code(f"{self.kind} class '{name}'", "; its module is imported", UnknownNameError):
+                return load_dotted(name, plugins, f"{self.kind} class")
         raise UnknownNameError(f"unknown class '{name}'{did_you_mean(name, self._entries)}")
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
@@ -72,11 +73,10 @@ def load_dotted(path: str, plugins: Collection[str], what: str) -> Callable[...,
             f"allow it with --plugin {package}"
         )
     module_name, _, attribute = path.rpartition(".")
-    with users_code(f"{what} '{path}'", "; its module is imported", UnknownNameError):
-        try:
-            found = getattr(importlib.import_module(module_name), attribute)
-        except (ImportError, AttributeError, SyntaxError) as error:
-            raise UnknownNameError(f"{what} '{path}' cannot be imported: {error}") from error
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise UnknownNameError(f"{what} '{path}' cannot be imported: {error}") from error
     if not callable(found):
         raise UnknownNameError(
             f"{what} '{path}' is of type {type(found).__name__}; a class or function is wanted"

@@ -35,7 +35,7 @@ def test_a_plugin_that_ends_the_program_when_it_is_imported_is_told(tmp_path, mo
     (tmp_path / "quitting.py").write_text("import sys\n\nsys.exit(3)\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UnknownNameError) as caught:
-        load_dotted("quitting.Pruner", ["quitting"], "pruner class")
+        Registry("pruner").look_up("quitting.Pruner", ["quitting"])
     assert str(caught.value) == (
         "pruner class 'quitting.Pruner': failed with SystemExit: 3 "
         f"({tmp_path / 'quitting.py'}:3); its module is imported"

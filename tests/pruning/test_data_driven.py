@@ -134,8 +134,10 @@ def start(tmp_path, tiny_cnn):
 
 
 def test_every_data_driven_pruner_is_here():
+    """That of whole groups masks many parameters at different shares: `test_structured_taylor.py` is on it."""
     classes = {name: found for name, found in PRUNERS.items() if isinstance(found, type)}
-    assert set(SETTINGS) == {name for name, found in classes.items() if issubclass(found, DataDrivenPruner)}
+    found = {name for name, found in classes.items() if issubclass(found, DataDrivenPruner)}
+    assert set(SETTINGS) == found - {"StructuredGroupTaylorPruner"}
 
 
 @every_class
