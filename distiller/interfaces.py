@@ -165,11 +165,13 @@ class Pruner(ABC):
         name: the instance's name in the schedule.
         rescales: its masks hold other values than 0 and 1, and must not act on the weights for good.
         ranks_by_weight: what goes is told by the values of the weights.
+        reads_dimensions: takes dimension 0 of a weight for what it makes, dimension 1 for what it reads.
     """
 
     name: str
     rescales: bool = False
     ranks_by_weight: bool = True
+    reads_dimensions: bool = False
 
     @abstractmethod
     def select(self, param_names: Sequence[str]) -> tuple[str, ...]:

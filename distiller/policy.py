@@ -35,6 +35,7 @@ from distiller.learning_rate import advance_to
 from distiller.masks import PRUNER_SLOT, MaskRules
 from distiller.names import named_modules, named_parameters, owner
 from distiller.policy_args import PolicyArgsError, PruningArgs, RegularizationArgs
+from distiller.pruning.transposed import refuse_transposed
 from distiller.regularization.refusals import refuse_nan
 from distiller.tensor_cuts import TensorCuts
 
@@ -97,6 +98,8 @@ class PruningPolicy(Policy):
             raise PolicyArgsError(f"'fold_batchnorm' is for pruners that rank by weight, {pruner} does not")
         params = dict(named_parameters(model))
         selected: dict[str, Tensor] = {name: params[name] for name in self.selected(model)}
+        if self.pruner.reads_dimensions:
+            refuse_transposed(model, selected)
         self.pruner.check(selected)
         if self.args.fold_batchnorm:
             folded = self._folded(dict(selected), model)

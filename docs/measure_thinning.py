@@ -174,7 +174,7 @@ def measure(arch: str) -> dict[str, Any]:
                 lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
                 return {**result, "failure": f"{job[2:]}: {lines[-1]}"}
             result.update(json.loads(done.stdout.splitlines()[-1]))
-        if result["reload difference"] > 0:
+        if result["reload difference"] != 0:
             result["failure"] = f"reload: differs by {result['reload difference']:.1e}"
         return result
 

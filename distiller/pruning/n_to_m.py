@@ -88,6 +88,8 @@ class NMPruner(Pruner):
     Source: Mishra et al., "Accelerating Sparse Deep Neural Networks" (arXiv 2104.08378).
     """
 
+    reads_dimensions = True
+
     def __init__(self, name: str, weights: Names, n: _Count = 2, m: _Count = 4) -> None:
         _check_ratio(n, m)
         self.name = name

@@ -46,6 +46,8 @@ class StructurePruner(SparsityTargetPruner):
         DistillerError: an argument out of range, or no weights.
     """
 
+    reads_dimensions = True
+
     draws = False
     """Whether which structures go is drawn at random."""
 

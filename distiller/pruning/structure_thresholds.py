@@ -68,6 +68,8 @@ class StructureParameterPruner(Pruner):
         UnknownNameError: a name or pattern that matches no parameter of the model.
     """
 
+    reads_dimensions = True
+
     def __init__(
         self,
         name: str,
