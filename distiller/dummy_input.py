@@ -5,10 +5,12 @@ Knows nothing about models.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from distiller.dataset_facts import DATASET_FACTS
 from distiller.errors import UnknownNameError, UsageError, did_you_mean
@@ -32,7 +34,7 @@ def get_dummy_input(
         UnknownNameError: no such data set.
         UsageError: neither is given, or the shape is malformed.
     """
-    return _random(resolve_input_shape(dataset, input_shape), device)
+    return shaped(resolve_input_shape(dataset, input_shape), partial(torch.randn, device=device))
 
 
 def resolve_input_shape(dataset: str | None, input_shape: Any) -> Any:
@@ -46,6 +48,15 @@ def resolve_input_shape(dataset: str | None, input_shape: Any) -> Any:
         raise UsageError("dummy input: neither data set nor input_shape given; give one")
     _check(input_shape)
     return input_shape
+
+
+def shaped(shape: Any, make: Callable[[tuple[int, ...]], Tensor]) -> Any:
+    """What `make` makes of a shape, or of shapes nested in tuples, lists and dicts, nested alike."""
+    if isinstance(shape, dict):
+        return {key: shaped(nested, make) for key, nested in shape.items()}
+    if _is_shape(shape):
+        return make(tuple(shape))
+    return type(shape)(shaped(nested, make) for nested in shape)
 
 
 def _check(shape: Any) -> None:
@@ -72,11 +83,3 @@ def _is_shape(shape: Any) -> bool:
         and len(shape) > 0
         and all(isinstance(size, int) and not isinstance(size, bool) for size in shape)
     )
-
-
-def _random(shape: Any, device: str | torch.device | None) -> Any:
-    if isinstance(shape, dict):
-        return {key: _random(nested, device) for key, nested in shape.items()}
-    if _is_shape(shape):
-        return torch.randn(tuple(shape), device=device)
-    return type(shape)(_random(nested, device) for nested in shape)

@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from distiller.errors import DistillerError, UnknownNameError, did_you_mean
+from distiller.dummy_input import resolve_input_shape, shaped
+from distiller.errors import DistillerError, UnknownNameError, UsageError, did_you_mean
 from distiller.graph_ops import Op, SourceTensor, is_leaf, leaf_modules, operations
 from distiller.graph_trace import trace
 from distiller.names import named_parameters, owner, strip_wrappers, unwrap
@@ -271,24 +273,40 @@ def model_graph(model: nn.Module, purpose: str) -> SummaryGraph:
         purpose: what the graph is for, named in the errors.
 
     Raises:
-        DistillerError: there is no `input_shape`.
+        DistillerError: there is no `input_shape`, or it is no shape.
         GraphTraceError: `torch.export` cannot trace the model.
     """
     inner = unwrap(model)
-    shape = getattr(inner, "input_shape", None) or getattr(model, "input_shape", None)
-    if shape is None:
-        raise DistillerError(
-            f"'{purpose}' needs the shape of the model's input: set model.input_shape, as (1, 3, 32, 32)"
-        )
+    shape = input_shape_of(model, purpose)
     state = {name: tuple(param.shape) for name, param in inner.named_parameters()}
-    made_of = (tuple(shape), state, {name: type(module) for name, module in inner.named_modules()})
+    made_of = (repr(shape), state, {name: type(module) for name, module in inner.named_modules()})
     kept = _GRAPHS.get(inner)
     if kept is None or kept[0] != made_of:
         param = next(inner.parameters(), torch.empty(0))
         # Zeros: random numbers would move the state that a resumed run takes up.
-        images = torch.zeros(tuple(shape), dtype=param.dtype, device=param.device)
+        images = shaped(shape, partial(torch.zeros, dtype=param.dtype, device=param.device))
         kept = _GRAPHS[inner] = (made_of, SummaryGraph(inner, images, purpose))
     return kept[1]
+
+
+def input_shape_of(model: nn.Module, purpose: str) -> Any:
+    """What a model says its input is like: a shape, batch included, or shapes in tuples, lists and dicts.
+
+    Args:
+        model: the model, or a wrapper around it; its attribute `input_shape` may be on either.
+        purpose: what the shape is for, named in the errors.
+
+    Raises:
+        DistillerError: there is no `input_shape`, or it is no shape.
+    """
+    shape = getattr(unwrap(model), "input_shape", None) or getattr(model, "input_shape", None)
+    remedy = "set model.input_shape, as (1, 3, 32, 32)"
+    if shape is None:
+        raise DistillerError(f"'{purpose}' needs the shape of the model's input: {remedy}")
+    try:
+        return resolve_input_shape(None, shape)
+    except UsageError as error:
+        raise DistillerError(f"'{purpose}': model.input_shape: {error}; {remedy}") from error
 
 
 _GRAPHS: WeakKeyDictionary[nn.Module, tuple[Any, SummaryGraph]] = WeakKeyDictionary()

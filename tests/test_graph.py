@@ -379,3 +379,29 @@ def test_the_graph_of_a_model_needs_the_shape_of_its_input():
     assert str(error.value) == (
         "'the purpose' needs the shape of the model's input: set model.input_shape, as (1, 3, 32, 32)"
     )
+
+
+def test_an_input_shape_that_is_none_is_told_before_anything_is_traced():
+    model = nn.Linear(1, 1)
+    model.input_shape = "x"  # type: ignore[assignment]
+    with pytest.raises(DistillerError) as error:
+        model_graph(model, "the purpose")
+    assert str(error.value) == (
+        "'the purpose': model.input_shape: dummy input: a shape is a sequence of integers, or shapes in "
+        "tuples, lists and dicts, got 'x'; set model.input_shape, as (1, 3, 32, 32)"
+    )
+
+
+def test_an_input_shape_may_be_of_several_inputs():
+    class Sum(nn.Module):
+        input_shape = ((1, 2), (1, 2))
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, a, b):
+            return self.layer(a) + b
+
+    graph = model_graph(Sum(), "the purpose")
+    assert [op.type for op in graph.ops.values()] == ["Gemm", "Add"]

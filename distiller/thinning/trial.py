@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from distiller.channel_groups import ChannelGroup, ChannelGroups, find_channel_groups
 from distiller.dummy_input import get_dummy_input
 from distiller.errors import DistillerError, UsageError, users_code
+from distiller.graph import input_shape_of
 from distiller.macs import evaluation_mode
 from distiller.names import named_parameters, unwrap
 from distiller.thinning.removal import apply_recipe, thinning_recipe
@@ -73,11 +74,7 @@ def model_groups(model: nn.Module, purpose: str) -> ChannelGroups:
         DistillerError: there is no `input_shape`, or as `removable_groups`.
     """
     bare = unwrap(model)
-    shape = getattr(bare, "input_shape", None) or getattr(model, "input_shape", None)
-    if shape is None:
-        raise DistillerError(
-            f"'{purpose}' needs the shape of the model's input: set model.input_shape, as (1, 3, 32, 32)"
-        )
+    shape = input_shape_of(model, purpose)
     tensors = (*bare.named_parameters(), *bare.named_buffers())
     made_of = (
         repr(shape),
