@@ -98,9 +98,9 @@ class PruningPolicy(Policy):
             raise PolicyArgsError(f"'fold_batchnorm' is for pruners that rank by weight, {pruner} does not")
         params = dict(named_parameters(model))
         selected: dict[str, Tensor] = {name: params[name] for name in self.selected(model)}
+        self.pruner.check(selected)
         if self.pruner.reads_dimensions:
             refuse_transposed(model, selected)
-        self.pruner.check(selected)
         if self.args.fold_batchnorm:
             folded = self._folded(dict(selected), model)
             if all(folded[name] is param for name, param in selected.items()):

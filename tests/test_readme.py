@@ -147,7 +147,7 @@ def test_the_files_that_a_command_names_are_there_or_left_by_the_demo(line):
         assert (demo[folder].arch, demo[folder].dataset) == (args.arch, args.dataset)
         left = LEFT_BEHIND[classifier_jobs.choose_job(demo[folder])]
         assert name in left if name else file == args.sense_resume
-        if args.resumed_checkpoint_path and not args.reset_optimizer:
+        if args.resumed_checkpoint_path and not args.reset_optimizer and not args.thinnify:
             assert args.epochs > demo[folder].epochs
             assert args.compress == demo[folder].compress
 
