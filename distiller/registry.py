@@ -16,6 +16,15 @@ from distiller.errors import UnknownNameError, did_you_mean, users_code
 T = TypeVar("T", bound=Callable[..., Any])
 
 
+DISTILLERS_ALONE = frozenset(
+    (
+        "DorefaQuantizer", "LambdaLR", "NCFQuantAwareTrainQuantizer", "PACTQuantizer",
+        "QuantAwareTrainRangeLinearQuantizer", "WRPNQuantizer",
+    )
+)  # fmt: skip
+"""Classes that schedules of the archived Distiller may name, and that are not in this version."""
+
+
 class Registry(Mapping[str, Callable[..., Any]]):
     """Names to classes (or factory functions) of one kind."""
 
@@ -46,6 +55,8 @@ class Registry(Mapping[str, Callable[..., Any]]):
         if "." in name:
             with users_code(f"{self.kind} class '{name}'", "; its module is imported", UnknownNameError):
                 return load_dotted(name, plugins, f"{self.kind} class")
+        if name in DISTILLERS_ALONE:
+            raise UnknownNameError(f"class '{name}' of Distiller is not in this version; see docs/migrating.md")
         raise UnknownNameError(f"unknown class '{name}'{did_you_mean(name, self._entries)}")
 
     def __getitem__(self, name: str) -> Callable[..., Any]:

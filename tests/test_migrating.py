@@ -14,7 +14,7 @@ import distiller
 import distiller.config
 from distiller.models import ALL_MODEL_NAMES
 from distiller.policy import PruningArgs, RegularizationArgs
-from distiller.registry import EXTENSIONS, LR_SCHEDULERS, PRUNERS, QUANTIZERS, REGULARIZERS
+from distiller.registry import DISTILLERS_ALONE, EXTENSIONS, LR_SCHEDULERS, PRUNERS, QUANTIZERS, REGULARIZERS
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPAT = ROOT / "../shared/compat"
@@ -123,6 +123,11 @@ def test_every_class_of_distiller_is_listed_with_its_state(heading):
     listed = states(part(heading), "class")
     assert set(listed) == set(DISTILLERS_CLASSES[heading])
     assert by_state(listed, AVAILABLE) == set(DISTILLERS_CLASSES[heading]) & set(REGISTRIES[heading])
+
+
+def test_a_schedule_that_names_a_missing_class_is_told_that_it_is_distillers():
+    missing = {name for h in REGISTRIES for name in by_state(states(part(h), "class"), MISSING)}
+    assert missing == DISTILLERS_ALONE
 
 
 def test_what_is_new_is_every_class_that_distiller_did_not_have():

@@ -51,3 +51,11 @@ def test_a_name_is_registered_once():
     registry.register(dict, "Kept")
     with pytest.raises(ValueError, match="pruner 'Kept' is registered already, by <class 'dict'>"):
         registry.register(list, "Kept")
+
+
+def test_a_class_of_distiller_that_is_not_here_is_told_as_such():
+    with pytest.raises(UnknownNameError) as caught:
+        Registry("quantizer").look_up("DorefaQuantizer")
+    assert str(caught.value) == (
+        "class 'DorefaQuantizer' of Distiller is not in this version; see docs/migrating.md"
+    )
