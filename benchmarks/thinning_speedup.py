@@ -12,6 +12,7 @@ and pooling move memory, and lose only as many channels as there are fewer (abou
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -19,11 +20,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages
+
 import torch
-from side_by_side import finish, medians, parse
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.side_by_side import finish, medians, parse
 from distiller.macs import count_macs
 from distiller.models import create_model
 from distiller.policy import PruningPolicy

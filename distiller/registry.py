@@ -56,7 +56,9 @@ class Registry(Mapping[str, Callable[..., Any]]):
             with users_code(f"{self.kind} class '{name}'", "; its module is imported", UnknownNameError):
                 return load_dotted(name, plugins, f"{self.kind} class")
         if name in DISTILLERS_ALONE:
-            raise UnknownNameError(f"class '{name}' of Distiller is not in this version; see docs/migrating.md")
+            raise UnknownNameError(
+                f"class '{name}' of Distiller is not in this version; see docs/migrating.md"
+            )
         raise UnknownNameError(f"unknown class '{name}'{did_you_mean(name, self._entries)}")
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
