@@ -22,7 +22,7 @@ from distiller.errors import CheckpointError, DistillerError
 from distiller.names import canonical_state_dict, named_modules, owner, unwrap
 from distiller.tensor_cuts import Kept, cut, cut_shape, replace_data
 from distiller.thinning import ThinningRecipe, apply_recipe
-from distiller.thinning.layer_changes import layer_change
+from distiller.thinning.layer_changes import NEW_SETTINGS, SETTINGS, layer_change
 
 __all__ = [
     "cut_by",
@@ -211,7 +211,8 @@ def _check_settings(model: nn.Module, recipe: ThinningRecipe, where: str) -> Non
         for attribute, value in settings.items():
             if name not in modules:
                 continue  # applying it tells
-            known = vars(modules[name]).get(attribute, 1 if attribute == "counted" else None)
+            known = vars(modules[name]).get(attribute, 1 if attribute in NEW_SETTINGS else None)
+            known = known if attribute in SETTINGS else None
             if _kind(known) is None or _kind(known) != _kind(value):
                 raise CheckpointError(
                     f"{where}: '{name}.{attribute}' must be {_kind(known) or 'left out'}, got {value!r}"

@@ -77,9 +77,9 @@ class Call:
         return value if isinstance(value, State) else None
 
 
-def opaque(call: Call) -> Value:
-    """Nothing that an unknown operation reads or returns can be removed."""
-    reason = f"{call.told} does not say which of its channels belong to which"
+def opaque(call: Call, reason: str | None = None) -> Value:
+    """Nothing that an operation reads or returns can be removed, since it is unknown or for a `reason`."""
+    reason = reason or f"{call.told} does not say which of its channels belong to which"
     for value, _ in call.operands:
         for ids in pytree.tree_leaves(value):
             if isinstance(ids, Tensor):
@@ -88,11 +88,17 @@ def opaque(call: Call) -> Value:
     return results[0] if len(results) == 1 else results
 
 
+def with_computed_weight(call: Call) -> Value:
+    """Nothing can be removed of a layer whose weight is no parameter."""
+    remedy = "take the parametrization off first (torch.nn.utils.parametrize.remove_parametrizations)"
+    return opaque(call, f"the weight of {call.told} is computed from other tensors; {remedy}")
+
+
 def fixed(call: Call, shape: Sequence[int], reason: str) -> Tensor:
     """New ids, all the same, that cannot be removed."""
     ids = call.net.space.new(1)
     call.net.space.fix(ids, reason)
-    return ids.expand(tuple(shape))
+    return ids.reshape(()).expand(tuple(shape))
 
 
 def elementwise(call: Call) -> Value:

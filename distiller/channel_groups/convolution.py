@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from distiller.channel_groups.call import Call, channel_vector, lay, opaque, volume
+from distiller.channel_groups.call import Call, channel_vector, lay, opaque, volume, with_computed_weight
 from distiller.channel_groups.network_ids import Role, Value
 
 
@@ -18,7 +18,7 @@ def convolution(call: Call) -> Value:
     """The ids after a convolution; its weight is (out, in / groups, ...)."""
     weight, ids, groups = call.state("weight"), call.ids("input"), call.args["groups"]
     if weight is None:
-        return opaque(call)
+        return with_computed_weight(call)
     net, inputs = call.net, None
     per_group = weight.tensor.shape[1]
     by_whole_groups = groups > 1 and ids is not None and groups >= per_group
@@ -43,7 +43,9 @@ def convolution(call: Call) -> Value:
 def transposed_convolution(call: Call) -> Value:
     """The ids after a transposed convolution; its weight is (in, out / groups, ...)."""
     weight, ids, groups = call.state("weight"), call.ids("input"), call.args["groups"]
-    if weight is None or ids is None:
+    if weight is None:
+        return with_computed_weight(call)
+    if ids is None:
         return opaque(call)
     net = call.net
     per_group = weight.tensor.shape[1]

@@ -10,7 +10,15 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from distiller.channel_groups.call import Call, channel_vector, lay, opaque, united, volume
+from distiller.channel_groups.call import (
+    Call,
+    channel_vector,
+    lay,
+    opaque,
+    united,
+    volume,
+    with_computed_weight,
+)
 from distiller.channel_groups.network_ids import State, Value
 
 
@@ -152,7 +160,7 @@ def matrix(call: Call, name: str, weight: State | None, bias: State | None, dims
     """A product with a parameter, whose dimensions of inputs and outputs are `dims`."""
     net, ids = call.net, None if call.state(name) else call.ids(name)  # a table that is read has no channels
     if weight is None:
-        return opaque(call)
+        return with_computed_weight(call)
     macs = weight.tensor.numel() * volume(call.shape[:-1])
     label = weight.name or call.told
     leading = None if ids is None else ids.narrow(-1, 0, 1)

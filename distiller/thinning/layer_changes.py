@@ -15,6 +15,16 @@ from distiller.tensor_cuts import TensorCuts
 from distiller.thinning import layer_rules
 from distiller.thinning.layer_rules import LayerChange, Rule
 
+NEW_SETTINGS = frozenset(("counted", "head_dim"))
+"""Attributes that a layer may not have before its class is taken over."""
+
+SETTINGS = NEW_SETTINGS.union(
+    ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features"),
+    ("num_parameters", "embedding_dim", "normalized_shape"),
+    ("num_heads", "n_heads", "hidden_dim", "_qkv_same_embed_dim"),
+)
+"""All attributes that layers are told."""
+
 
 def layer_change(module: nn.Module, cuts: TensorCuts, is_normalizing: bool = False) -> LayerChange | None:
     """What changes about one module.

@@ -31,6 +31,10 @@ from distiller.thinning.trial import SAME_ANSWER, measured_change, model_groups,
 from distiller.thinning.zero_structures import KeptZeros, ZeroKind, find_zero_units
 
 _LOG = logging.getLogger(__name__)
+_UNCOPYABLE = (
+    "; thinning is tried on a copy first: take off what computes weights, as torch.nn.utils.weight_norm does "
+    "(remove_weight_norm)"
+)
 Masks = MaskStore | Mapping[str, ParameterMasker] | None
 
 
@@ -222,7 +226,8 @@ def _change(masked: nn.Module, thinned: nn.Module, inputs: Any, function: str) -
 
 def _masked_copy(model: nn.Module, masks: Masks) -> nn.Module:
     """A copy of the bare model whose masked weights are masked."""
-    masked = copy.deepcopy(unwrap(model))
+    with users_code("thinning: the model cannot be copied", _UNCOPYABLE):
+        masked = copy.deepcopy(unwrap(model))
     with torch.no_grad():
         for name, param in named_parameters(masked):
             if masks is not None and name in masks:

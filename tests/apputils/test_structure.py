@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from distiller.apputils.checkpoint import (
@@ -22,6 +23,7 @@ from distiller.errors import CheckpointError
 from distiller.quantization import PostTrainLinearQuantizer
 from distiller.scheduler import CompressionScheduler
 from distiller.thinning import ThinningRecipe, apply_recipe, thinning_recipe
+from distiller.thinning.trial import model_groups
 
 FIRST, SECOND = {"conv1.weight": [0, 3]}, {"conv1.weight": [1], "conv2.weight": [5]}
 
@@ -269,3 +271,43 @@ def test_a_rewinder_takes_what_is_left_of_a_checkpoint_from_before_thinning(tiny
     state = WeightRewinder("r", tiny_cnn, checkpoint=str(path)).state_dict()["weights"]
     assert torch.equal(state["conv1.weight"], model.conv1.weight[[1, 2]])
     assert torch.equal(state["conv2.weight"], model.conv2.weight[:, [1, 2]])
+
+
+def small_swin(version: int) -> nn.Module:
+    blocks = {
+        1: torchvision.models.swin_transformer.SwinTransformerBlock,
+        2: torchvision.models.swin_transformer.SwinTransformerBlockV2,
+    }
+    torch.manual_seed(0)
+    model = torchvision.models.SwinTransformer(
+        [4, 4], 16, [1, 1], [2, 4], [4, 4], num_classes=6, block=blocks[version]
+    )
+    model.input_shape = (1, 3, 32, 32)  # type: ignore[assignment]
+    return model.eval()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_attention_without_a_head_is_loaded_into_a_whole_model(tmp_path, version):
+    """Its thinned class has a setting, head_dim, that the whole layer lacks."""
+    model = small_swin(version)
+    groups = model_groups(model, "the test")
+    (heads,) = groups.of("features.1.0.attn.proj.weight", 1)
+    apply_recipe(model, thinning_recipe(model, groups, {heads.name: [0]}))
+    path = save_checkpoint(0, "swin", model, dir=tmp_path)
+    loaded = load_checkpoint(small_swin(version), path)[0].eval()
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded(x), model(x))
+
+
+@pytest.mark.parametrize("setting", [{"stride": [0, 0]}, {"padding": [10**5, 10**5]}, {"dilation": [2, 2]}])
+def test_what_thinning_never_tells_a_layer_is_refused(tmp_path, tiny_cnn, setting):
+    path = save_checkpoint(0, "tiny", tiny_cnn, dir=tmp_path)
+    document = torch.load(path, weights_only=True)
+    document["thinning_recipes"] = [{"modules": {"conv1": setting}, "parameters": {}, "classes": {}}]
+    torch.save(document, path)
+    ((name, value),) = setting.items()
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(tiny_cnn, path)
+    assert str(caught.value) == (
+        f"{path}: thinning_recipes[0]: 'conv1.{name}' must be left out, got {value!r}"
+    )

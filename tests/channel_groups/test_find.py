@@ -387,3 +387,27 @@ def test_models_of_the_zoo(arch, dataset, units):
     if units is not None:
         assert sum(found.values()) == units
     check_cut(model, shape)
+
+
+@pytest.mark.parametrize("number", [lambda w: torch.dot(w[0], w[0]), torch.trace, torch.median])
+def test_an_unknown_operation_that_comes_to_one_number_leaves_the_rest_as_it_is(number):
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+            self.table = nn.Parameter(torch.randn(3, 3))
+
+        def forward(self, x):
+            return self.last(self.first(x)) * number(self.table)
+
+    (group,) = find_channel_groups(Scaled(), torch.zeros(1, 4)).of("first.weight", 0)
+    assert (group.size, group.reason) == (6, None)
+
+
+def test_a_computed_weight_is_told_as_the_reason():
+    model = nn.Sequential(nn.Linear(4, 6), nn.utils.parametrizations.spectral_norm(nn.Linear(6, 2)))
+    (group,) = find_channel_groups(model, torch.zeros(1, 4)).of("0.weight", 0)
+    assert group.reason == (
+        "the weight of linear in 1 is computed from other tensors; take the parametrization off first "
+        "(torch.nn.utils.parametrize.remove_parametrizations)"
+    )

@@ -467,3 +467,18 @@ def test_an_optimizer_whose_state_cannot_be_cut_leaves_the_model_as_it_is():
     with pytest.raises(DistillerError, match="use SGD, Adam or AdamW"):
         contract_model(model, None, None, None, optimizer)
     assert shapes(model) == before
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_a_model_that_cannot_be_copied_is_told_so():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.utils.weight_norm(nn.Conv2d(8, 6, 1)))
+    model.input_shape = (1, 3, 8, 8)  # type: ignore[assignment]
+    model(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(UsageError) as caught:
+        contract_model(model, None, None, None, None)
+    text = str(caught.value)
+    assert text.startswith("thinning: the model cannot be copied: failed with RuntimeError: ")
+    assert text.endswith(
+        "; thinning is tried on a copy first: take off what computes weights, as torch.nn.utils.weight_norm does "
+        "(remove_weight_norm)"
+    )
