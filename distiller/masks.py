@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from distiller.errors import CheckpointError
 from distiller.names import named_parameters
-from distiller.tensor_cuts import TensorCuts, cut
+from distiller.tensor_cuts import Kept, TensorCuts, cut
 
 PRUNER_SLOT = "pruner"
 
@@ -100,6 +100,13 @@ class ParameterMasker:
             with torch.no_grad():
                 param.mul_(self.mask)
         return param
+
+    def follow_thinning(self, kept: Kept) -> None:
+        """The parameter became smaller: its masks and dense copy become so, too."""
+        for slot, mask in self.slots.items():
+            self.put(slot, cut(mask, kept))
+        if self.dense is not None:
+            self.dense = cut(self.dense, kept)
 
     def _product(self, key: str, is_in: Callable[[MaskRules], bool]) -> Tensor | None:
         if key not in self._products:
@@ -196,12 +203,8 @@ class MaskStore(Mapping[str, ParameterMasker]):
     def follow_thinning(self, cuts: TensorCuts) -> None:
         """Parameters became smaller: masks and dense copies become so, too."""
         for name, kept in cuts.items():
-            entry = self._maskers.get(name)
-            if entry is not None:
-                for slot, mask in entry.slots.items():
-                    entry.put(slot, cut(mask, kept))
-                if entry.dense is not None:
-                    entry.dense = cut(entry.dense, kept)
+            if name in self._maskers:
+                self._maskers[name].follow_thinning(kept)
 
     def state_dict(self) -> dict[str, Any]:
         """Masks (bool where they are 0/1) and rules by parameter and slot, and dense copies kept aside."""

@@ -24,7 +24,6 @@ from distiller.errors import DistillerError, UsageError, users_code
 from distiller.interfaces import Policy
 from distiller.masks import MaskStore, ParameterMasker
 from distiller.names import canonical_state_dict, named_parameters, unwrap
-from distiller.tensor_cuts import TensorCuts, cut
 from distiller.thinning.recipe import ThinningRecipe
 from distiller.thinning.removal import apply_recipe, thinning_recipe
 from distiller.thinning.trial import SAME_ANSWER, measured_change, model_groups, removable_groups
@@ -214,7 +213,9 @@ def _thin(
     if sizes:
         apply_recipe(model, recipe, optimizer, masks if isinstance(masks, MaskStore) else None, policies)
         if masks is not None and not isinstance(masks, MaskStore):
-            _cut_maskers(masks, recipe.tensors)
+            for name, kept_indices in recipe.tensors.items():
+                if name in masks:
+                    masks[name].follow_thinning(kept_indices)
     _tell(report)
     return report
 
@@ -262,12 +263,6 @@ def _changed_shapes(
 
 def _count(model: nn.Module) -> int:
     return sum(param.numel() for param in model.parameters())
-
-
-def _cut_maskers(masks: Mapping[str, ParameterMasker], cuts: TensorCuts) -> None:
-    for name, kept in cuts.items():
-        for slot, mask in masks[name].slots.items() if name in masks else ():
-            masks[name].put(slot, cut(mask, kept))
 
 
 def _tell(report: ThinningReport) -> None:
