@@ -48,7 +48,7 @@ def with_torch_pruning(arch: str) -> dict[str, object]:
     model = build(arch)
     inputs = get_dummy_input(input_shape=(1, *model.input_shape[1:]))  # type: ignore[index]
     layers = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
-    classes = [layer for layer in layers if 1000 in (layer.weight.shape[0],)]
+    classes = [layer for layer in layers if layer.weight.shape[0] == 1000]
     before, _ = torch_pruning.utils.count_ops_and_params(model, inputs)
     started = time.process_time()
     pruner = torch_pruning.pruner.BasePruner(
