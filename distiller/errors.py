@@ -132,6 +132,11 @@ class ScheduleError(DistillerError):
         super().__init__(f"{file} has {count}\n{lines}")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of its message that says something."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate most like `name`, or None when none is alike."""
     found = difflib.get_close_matches(str(name), list(candidates), n=1, cutoff=0.6)

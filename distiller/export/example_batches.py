@@ -56,8 +56,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(is_fast)
         for module, is_training in modes.items():
             module.training = is_training
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of its message that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")

@@ -24,8 +24,8 @@ from torch.utils import _pytree as pytree
 
 from distiller.atomic_file import replacing
 from distiller.dummy_input import get_dummy_input
-from distiller.errors import DistillerError, GraphTraceError, QuantizationError, UsageError
-from distiller.export.example_batches import batch_of, evaluating, first_line, forward_arguments
+from distiller.errors import DistillerError, GraphTraceError, QuantizationError, UsageError, first_line
+from distiller.export.example_batches import batch_of, evaluating, forward_arguments
 from distiller.names import unwrap
 from distiller.quantization.stored import stored_params
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from distiller.errors import DistillerError
-from distiller.export.example_batches import batch_of, evaluating, first_line, forward_arguments
+from distiller.errors import DistillerError, first_line
+from distiller.export.example_batches import batch_of, evaluating, forward_arguments
 from distiller.names import unwrap
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from distiller.channel_groups import ChannelGroup, ChannelGroups, find_channel_groups
 from distiller.dummy_input import get_dummy_input
-from distiller.errors import DistillerError, UsageError, users_code
+from distiller.errors import DistillerError, UsageError, first_line, users_code
 from distiller.graph import input_shape_of
 from distiller.macs import evaluation_mode
 from distiller.names import named_parameters, unwrap
@@ -132,7 +132,7 @@ class _Trial:
         try:
             recipe = thinning_recipe(self.model, self.groups, removed)
         except DistillerError as error:
-            return _first_line(error)
+            return first_line(error)
         with users_code(f"{self.purpose}: the model"):
             smaller = copy.deepcopy(self.model)
             _make_constants_tell(smaller)
@@ -145,7 +145,7 @@ class _Trial:
                 _train_forward(smaller, self.arguments)
         except Exception as error:  # of the model's own code: whatever it is, it is the reason
             kind = "" if isinstance(error, DistillerError) else f"{type(error).__name__}: "
-            return f"the model does not run without it: {kind}{_first_line(error)}"
+            return f"the model does not run without it: {kind}{first_line(error)}"
         if change > max(
             SAME_ANSWER, *(32 * torch.finfo(x.dtype).eps for x in expected if x.is_floating_point())
         ):
@@ -245,7 +245,3 @@ def _own_random_numbers(model: nn.Module) -> Iterator[None]:
     with torch.random.fork_rng(devices={p.device for p in model.parameters() if p.device.type == "cuda"}):
         torch.default_generator.manual_seed(0)
         yield
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
