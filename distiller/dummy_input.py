@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from distiller.dataset_facts import DATASET_FACTS
 from distiller.errors import UnknownNameError, UsageError, did_you_mean
@@ -83,3 +84,12 @@ def _is_shape(shape: Any) -> bool:
         and len(shape) > 0
         and all(isinstance(size, int) and not isinstance(size, bool) for size in shape)
     )
+
+
+def forward_arguments(model: nn.Module, dummy_input: Any) -> tuple[Any, ...]:
+    """The model's positional arguments, where its weights are."""
+    arguments = tuple(dummy_input) if isinstance(dummy_input, (tuple, list)) else (dummy_input,)
+    state = next(model.parameters(), None)
+    if state is None:
+        return arguments
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(state.device), arguments)

@@ -20,8 +20,8 @@ from torch import nn
 
 from distiller.dummy_input import resolve_input_shape, shaped
 from distiller.errors import DistillerError, UnknownNameError, UsageError, did_you_mean
-from distiller.graph_ops import Op, SourceTensor, is_leaf, leaf_modules, operations
-from distiller.graph_trace import trace
+from distiller.graph_ops import FIGURES, Op, SourceTensor, is_leaf, leaf_modules, operations
+from distiller.graph_trace import is_operation_type, trace
 from distiller.names import named_parameters, owner, strip_wrappers, unwrap
 
 __all__ = [
@@ -178,10 +178,10 @@ class SummaryGraph:
             types: a word of ONNX, or several, as ("Conv", "Gemm").
 
         Returns:
-            Names, each once, nearest first.
+            Names, each once, nearest first; none where the model has no operation of these types.
 
         Raises:
-            UnknownNameError: there is no such operation.
+            UnknownNameError: there is no such operation, or no such type in this model or any other.
         """
         return self._nearest(name, types, self.predecessors)
 
@@ -190,11 +190,21 @@ class SummaryGraph:
         return self._nearest(name, types, self.successors)
 
     def get_ops(self, attr: str, f: Callable[[Op], bool] = lambda op: True) -> list[Op]:
-        """The operations that have the figure `attr` of `Op.attrs` and for which `f` is true."""
+        """The operations that have the figure `attr` of `Op.attrs` and for which `f` is true.
+
+        Raises:
+            UnknownNameError: no operation of any model has such a figure.
+        """
+        if attr not in FIGURES:
+            raise UnknownNameError(f"no figure '{attr}' of operations; there are {', '.join(FIGURES)}", attr)
         return [op for op in self.ops.values() if attr in op.attrs and f(op)]
 
     def get_attr(self, attr: str, f: Callable[[Op], bool] = lambda op: True) -> list[Any]:
-        """The figure `attr` of each operation in `get_ops(attr, f)`: `sum(graph.get_attr("MACs"))`."""
+        """The figure `attr` of each operation in `get_ops(attr, f)`: `sum(graph.get_attr("MACs"))`.
+
+        Raises:
+            UnknownNameError: as `get_ops`.
+        """
         return [op.attrs[attr] for op in self.get_ops(attr, f)]
 
     def top_level_ops(self) -> list[str]:
@@ -253,6 +263,11 @@ class SummaryGraph:
         self, name: str, types: str | Collection[str], neighbours: Callable[[str], tuple[str, ...]]
     ) -> tuple[str, ...]:
         wanted = {types} if isinstance(types, str) else set(types)
+        known = {op.type for op in self.ops.values()}
+        for kind in wanted - known:
+            if not is_operation_type(kind):
+                hint = did_you_mean(kind, known) or f"; the graph has {', '.join(sorted(known))}"
+                raise UnknownNameError(f"no such type of operation: '{kind}'{hint}", kind)
         seen = dict.fromkeys(neighbours(name))
         ahead = list(seen)
         for other in ahead:

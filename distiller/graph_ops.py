@@ -22,6 +22,9 @@ from distiller.names import named_modules, named_parameters
 
 Shape = tuple[int, ...]
 
+FIGURES = ("MACs", "footprint", "fm_vol", "weights_vol", "ai", "n_ifm", "n_ofm", "kernel_shape", "group")
+"""The keys that `Op.attrs` may have."""
+
 
 class Operand(NamedTuple):
     """A tensor that an operation reads: whose result it is, or which input of the model, and its shape."""

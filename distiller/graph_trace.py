@@ -9,9 +9,9 @@ Knows nothing about modules, except in which module's forward each operation sta
 from __future__ import annotations
 
 import operator
+import re
 import warnings
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from distiller.dummy_input import forward_arguments
 from distiller.errors import GraphTraceError
+from distiller.evaluation_mode import evaluating
 from distiller.graph_facts import aten_macs, group_count, kernel_shape
 
 # Words of ONNX by the name of the aten operation; any other name becomes CamelCase.
@@ -138,12 +140,10 @@ def export_program(
     Args:
         training: modules that are in training mode meanwhile, all others being in evaluation mode.
     """
-    arguments = tuple(dummy_input) if isinstance(dummy_input, (tuple, list)) else (dummy_input,)
-    state = next(model.parameters(), None)
-    if state is not None:
-        arguments = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(state.device), arguments)
+    arguments = forward_arguments(model, dummy_input)
     try:
-        with _evaluating(model, training):
+        with evaluating(model, training=training, is_decomposed=True), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what export says of a model does not help its user
             return torch.export.export(model, arguments, strict=False)
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -155,24 +155,6 @@ def export_program(
 # A value of the exported program: which result of which operation it is; a text is a parameter, by
 # its raw name; None is a constant or no tensor; a plain tuple is the results of a region.
 _Value = Read | str | tuple[Any, ...] | None
-
-
-@contextmanager
-def _evaluating(model: nn.Module, training: Collection[nn.Module]) -> Iterator[None]:
-    """Evaluation mode without the model's own `train`, no gradients, no fused attention, no warnings."""
-    modes = {module: module.training for module in model.modules()}
-    is_fast = torch.backends.mha.get_fastpath_enabled()
-    try:
-        for module in modes:
-            module.training = module in training
-        torch.backends.mha.set_fastpath_enabled(False)
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # what export says of a model does not help its user
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(is_fast)
-        for module, is_training in modes.items():
-            module.training = is_training
 
 
 def _placeholders(exported: torch.export.ExportedProgram) -> list[_Value]:
@@ -233,9 +215,8 @@ def _evaluate(
     if name in _CREATED or not _tensors(node):
         return None
     reads = tuple(dict.fromkeys(value for value in known if isinstance(value, Read)))
-    camel_case = "".join(word[:1].upper() + word[1:] for word in name.split("_"))
     call = AtenCall(
-        type=_TYPES.get(name, camel_case),
+        type=_type_of(name),
         stack=tuple((key, path) for key, (path, _) in node.meta.get("nn_module_stack", {}).items()),
         reads=reads,
         depends_on_input=any(read.call.depends_on_input for read in reads),
@@ -288,6 +269,18 @@ class _Aliases:
         while (base := self._base.get(lineage[-1])) is not None:
             lineage.append(base)
         return lineage
+
+
+def is_operation_type(word: str) -> bool:
+    """Whether some operation, or some layer of torch.nn, has this type in a graph."""
+    aten_name = re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", word).lower()
+    is_of_aten = any(hasattr(torch.ops.aten, name) for name in (aten_name, f"_{aten_name}"))
+    return word in {"Input", *_TYPES.values()} or (word[:1].isupper() and (is_of_aten or hasattr(nn, word)))
+
+
+def _type_of(aten_name: str) -> str:
+    camel_case = "".join(word[:1].upper() + word[1:] for word in aten_name.split("_"))
+    return _TYPES.get(aten_name, camel_case)
 
 
 def region_at(node: fx.Node) -> int | None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from distiller.evaluation_mode import buffers_kept, evaluating
 from distiller.names import named_modules, named_parameters, owner, unwrap
 
 
@@ -61,7 +62,7 @@ def count_macs(model: nn.Module, dummy_input: Any) -> list[LayerCost]:
     model = unwrap(model)
     arguments = dummy_input if isinstance(dummy_input, (tuple, list)) else (dummy_input,)
     ledger = _Ledger(model)
-    with evaluation_mode(model), torch.no_grad(), _without_fused_operations(), ledger.watching():
+    with evaluating(model), buffers_kept(model), _without_fused_operations(), ledger.watching():
         model(*arguments)
     ledger.book_weights(model)
     return [cost for cost in ledger.in_order_of_running if cost.macs]
@@ -78,22 +79,6 @@ def macs_of_call(call: Callable[[], Any]) -> int:
 def is_counted(operation: Any) -> bool:
     """Whether an aten operation (an overload packet) counts by itself, not by what it is made of."""
     return operation in _COUNTS
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; each module's mode, and all buffers, as before afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
 
 
 class _Ledger:

@@ -405,3 +405,31 @@ def test_an_input_shape_may_be_of_several_inputs():
 
     graph = model_graph(Sum(), "the purpose")
     assert [op.type for op in graph.ops.values()] == ["Gemm", "Add"]
+
+
+@pytest.mark.parametrize("kind", ["Softmax", "BatchNormalization", "LSTM", "GroupNormalization"])
+def test_types_that_a_model_does_not_have_are_nowhere_in_it(kind):
+    graph = SummaryGraph(nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU()), torch.zeros(1, 1, 2, 2))
+    assert graph.predecessors_f("1", kind) == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "hint"),
+    [
+        ("Convv", "; did you mean 'Conv'?"),
+        ("conv", "; did you mean 'Conv'?"),
+        ("", "; the graph has Conv, Relu"),
+    ],
+)
+def test_misspelt_types_are_refused(kind, hint):
+    graph = SummaryGraph(nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU()), torch.zeros(1, 1, 2, 2))
+    with pytest.raises(UnknownNameError) as caught:
+        graph.successors_f("0", ("Relu", kind))
+    assert str(caught.value) == f"no such type of operation: '{kind}'{hint}"
+
+
+def test_misspelt_figures_are_refused():
+    graph = SummaryGraph(nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU()), torch.zeros(1, 1, 2, 2))
+    assert graph.get_attr("group") == [1]
+    with pytest.raises(UnknownNameError, match="^no figure 'macs' of operations; there are MACs, footprint,"):
+        graph.get_attr("macs")

@@ -320,6 +320,11 @@ def _reason_and_remedy(model: nn.Module, checkpoint: Checkpoint, forms_differ: b
             f"is of a model that {checkpoint.quantizer['class']} has prepared",
             "prepare the model with the same quantizer first",
         )
+    if forms_differ and checkpoint.arch == getattr(unwrap(model), "arch", None):
+        return (
+            "has tensors of other sizes than the model",
+            "one of them was thinned or made with other settings; give a checkpoint of this model",
+        )
     return "is of another model", "give a checkpoint of this model"
 
 

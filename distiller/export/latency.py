@@ -6,13 +6,15 @@ Knows nothing about data: the input is random.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from distiller.evaluation_mode import evaluating
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ def measure_latencies(
     device = torch.device(device)
     with ExitStack() as modes:
         for model in models:
-            modes.enter_context(_evaluation_mode(model))
+            modes.enter_context(evaluating(model))
         modes.enter_context(torch.inference_mode())
         dtypes = [_dtype(model) for model in models]
         shape = (batch_size, *input_shape)
@@ -136,15 +138,3 @@ def _random_images(shape: Sequence[int], dtype: torch.dtype, device: torch.devic
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and each module's own mode back in the end (some may be frozen)."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

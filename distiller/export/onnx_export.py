@@ -23,9 +23,10 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from distiller.atomic_file import replacing
-from distiller.dummy_input import get_dummy_input
+from distiller.dummy_input import forward_arguments, get_dummy_input
 from distiller.errors import DistillerError, GraphTraceError, QuantizationError, UsageError, first_line
-from distiller.export.example_batches import batch_of, evaluating, forward_arguments
+from distiller.evaluation_mode import evaluating
+from distiller.export.example_batches import batch_of
 from distiller.names import unwrap
 from distiller.quantization.stored import stored_params
 
@@ -106,7 +107,7 @@ def onnx_bytes(
     if opset_version < OPSET:
         raise UsageError(f"export_onnx: opset_version must be at least {OPSET}, got {opset_version}")
     arguments = batch_of(forward_arguments(model, dummy_input), _TRACED_BATCH, batch_dim)
-    with evaluating(model), _silence():
+    with evaluating(model, is_decomposed=True), _silence():
         program = _traced(model, arguments, batch_dim)
         proto = _translated(model, program, opset_version, input_names, output_names)
         written = next(opset.version for opset in proto.opset_import if not opset.domain)
@@ -165,8 +166,8 @@ def reporting_failed_writes(path: Path) -> Iterator[None]:
             raise
         folder = path.parent
         reason = error.strerror or error
-        remedy = "" if folder.is_dir() else f"; make the folder {folder} first"
-        raise UsageError(f"{path}: cannot be written, {reason}{remedy}") from error
+        remedy = "give another folder" if folder.is_dir() else f"make the folder {folder} first"
+        raise UsageError(f"{path}: cannot be written, {reason}; {remedy}") from error
 
 
 def _traced(model: nn.Module, arguments: tuple[Any, ...], batch_dim: int) -> torch.export.ExportedProgram:

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from distiller.dummy_input import forward_arguments
 from distiller.errors import DistillerError, first_line
-from distiller.export.example_batches import batch_of, evaluating, forward_arguments
+from distiller.evaluation_mode import evaluating
+from distiller.export.example_batches import batch_of
 from distiller.names import unwrap
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ def check_onnx(
     agreeing: list[Tensor] = []
     for size in batch_sizes:
         batch = batch_of(arguments, size, batch_dim)
-        with evaluating(model):
+        with evaluating(model, is_decomposed=True):
             expected = [x.cpu() for x in pytree.tree_leaves(model(*batch)) if isinstance(x, Tensor)]
         got = _run(session, batch, where)
         if [x.shape for x in got] != [x.shape for x in expected]:

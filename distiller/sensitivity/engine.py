@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from distiller.errors import DistillerError, UsageError
+from distiller.evaluation_mode import buffers_kept, evaluating
 from distiller.names import named_parameters, resolve_all
 from distiller.sensitivity.axes import Axis, find_axis
 from distiller.sensitivity.curves import Curves, Score, SensitivityPoint, clean_level
@@ -146,22 +147,6 @@ def _compressed(name: str, parameter: nn.Parameter, axis: Axis, level: float) ->
 
 
 def _evaluate(model: nn.Module, test_func: TestFunction) -> Score:
-    with _left_as_found(model):
-        model.eval()
+    with evaluating(model), buffers_kept(model):
         top1, top5, loss = test_func(model=model)
     return Score(float(top1), float(top5), float(loss))
-
-
-@contextmanager
-def _left_as_found(model: nn.Module) -> Iterator[None]:
-    """Modes and buffers (BatchNorm statistics) are afterwards what they were before."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from distiller.channel_groups import ChannelGroup, ChannelGroups, find_channel_groups
-from distiller.dummy_input import get_dummy_input
+from distiller.dummy_input import forward_arguments, get_dummy_input
 from distiller.errors import DistillerError, UsageError, first_line, users_code
+from distiller.evaluation_mode import buffers_kept, evaluating
 from distiller.graph import input_shape_of
-from distiller.macs import evaluation_mode
 from distiller.names import named_parameters, unwrap
 from distiller.thinning.removal import apply_recipe, thinning_recipe
 
@@ -48,7 +48,7 @@ def removable_groups(model: nn.Module, dummy_input: Any, purpose: str) -> Channe
     """
     bare = unwrap(model)
     groups = find_channel_groups(bare, dummy_input, purpose)
-    trial = _Trial(bare, groups, _arguments(bare, dummy_input), purpose)
+    trial = _Trial(bare, groups, forward_arguments(bare, dummy_input), purpose)
     several = [group for group in groups.removable() if group.size > 1]
     reasons: dict[str, str] = {}
     _fit(trial, [group.name for group in several], [], reasons)
@@ -109,7 +109,7 @@ def measured_change(masked_model: nn.Module, thinned_model: nn.Module, inputs: A
     Raises:
         UsageError: a model returns no tensor.
     """
-    outputs = [_outputs(model, _arguments(model, inputs)) for model in (masked_model, thinned_model)]
+    outputs = [_outputs(model, forward_arguments(model, inputs)) for model in (masked_model, thinned_model)]
     return _relative_change(*outputs)
 
 
@@ -198,18 +198,9 @@ def _make_constants_tell(model: nn.Module) -> None:
                     param.copy_(first + torch.rand(param.shape).sub_(0.5))
 
 
-def _arguments(model: nn.Module, inputs: Any) -> tuple[Any, ...]:
-    """The positional arguments, where the model is."""
-    arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-    state = next(model.parameters(), None)
-    if state is None:
-        return arguments
-    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(state.device), arguments)
-
-
 def _outputs(model: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor]:
     """The tensors that a model returns in evaluation mode."""
-    with evaluation_mode(model), torch.no_grad():
+    with evaluating(model), buffers_kept(model):
         leaves = pytree.tree_leaves(model(*arguments))
     tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
     if not tensors:

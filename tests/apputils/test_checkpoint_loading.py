@@ -92,6 +92,17 @@ def test_another_arch_is_refused_though_the_weights_would_fit(tmp_path):
     )
 
 
+def test_sizes_of_a_model_that_goes_by_the_same_name_are_no_other_model(tmp_path):
+    path = save_checkpoint(0, "net", nn.Sequential(nn.Linear(3, 1)), dir=tmp_path)
+    model = nn.Sequential(nn.Linear(3, 2))
+    model.arch = "net"  # type: ignore[assignment]
+    assert message(load_state, model, read_checkpoint(path)) == (
+        f"{path}: has tensors of other sizes than the model: the checkpoint is of 'net', the model is 'net'; "
+        "2 of another form, first '0.weight' is (1, 3) float in the checkpoint, (2, 3) float in the model; "
+        "one of them was thinned or made with other settings; give a checkpoint of this model"
+    )
+
+
 def test_another_kind_of_number_is_refused(tmp_path):
     torch.save({"weight": torch.ones(1, 1, dtype=torch.int8), "bias": torch.ones(1)}, tmp_path / "w.pt")
     assert "'weight' is (1, 1) integer in the checkpoint, (1, 1) float in the model" in message(
