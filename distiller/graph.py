@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from distiller.dummy_input import resolve_input_shape, shaped
-from distiller.errors import DistillerError, UnknownNameError, UsageError, did_you_mean
+from distiller.errors import DistillerError, UnknownNameError, UsageError, did_you_mean, require
 from distiller.graph_ops import FIGURES, Op, SourceTensor, is_leaf, leaf_modules, operations
 from distiller.graph_trace import is_operation_type, trace
 from distiller.names import named_parameters, owner, strip_wrappers, unwrap
@@ -127,7 +127,7 @@ class SummaryGraph:
         """
         op = self.ops.get(name) or self.ops.get(strip_wrappers(name))
         if op is None:
-            hint = did_you_mean(strip_wrappers(name), self.ops)
+            hint = did_you_mean(strip_wrappers(name), self.ops) or "; the names are the keys of ops"
             raise UnknownNameError(f"no operation '{name}' in the graph{hint}", name)
         return op
 
@@ -262,6 +262,7 @@ class SummaryGraph:
     def _nearest(
         self, name: str, types: str | Collection[str], neighbours: Callable[[str], tuple[str, ...]]
     ) -> tuple[str, ...]:
+        require(types, (str, Collection), "types", "a type of operation, or several")
         wanted = {types} if isinstance(types, str) else set(types)
         known = {op.type for op in self.ops.values()}
         for kind in wanted - known:

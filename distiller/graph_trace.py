@@ -23,6 +23,7 @@ from distiller.dummy_input import forward_arguments
 from distiller.errors import GraphTraceError
 from distiller.evaluation_mode import evaluating
 from distiller.graph_facts import aten_macs, group_count, kernel_shape
+from distiller.observation import unobserved
 
 # Words of ONNX by the name of the aten operation; any other name becomes CamelCase.
 _TYPES = {
@@ -142,7 +143,11 @@ def export_program(
     """
     arguments = forward_arguments(model, dummy_input)
     try:
-        with evaluating(model, training=training, is_decomposed=True), warnings.catch_warnings():
+        with (
+            unobserved(model),
+            evaluating(model, training=training, is_decomposed=True),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")  # what export says of a model does not help its user
             return torch.export.export(model, arguments, strict=False)
     except Exception as error:

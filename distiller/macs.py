@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from distiller.evaluation_mode import buffers_kept, evaluating
 from distiller.names import named_modules, named_parameters, owner, unwrap
+from distiller.observation import unobserved
 
 
 @dataclass(slots=True)
@@ -62,7 +63,13 @@ def count_macs(model: nn.Module, dummy_input: Any) -> list[LayerCost]:
     model = unwrap(model)
     arguments = dummy_input if isinstance(dummy_input, (tuple, list)) else (dummy_input,)
     ledger = _Ledger(model)
-    with evaluating(model), buffers_kept(model), _without_fused_operations(), ledger.watching():
+    with (
+        unobserved(model),
+        evaluating(model),
+        buffers_kept(model),
+        _without_fused_operations(),
+        ledger.watching(),
+    ):
         model(*arguments)
     ledger.book_weights(model)
     return [cost for cost in ledger.in_order_of_running if cost.macs]

@@ -34,11 +34,13 @@ class MaskRules:
             pruned weights go on being trained, and are zero at every evaluation all the same.
         double_copies: the dense weights are kept aside and updated by the optimizer.
         mask_gradients: gradients are masked too.
+        passing: the mask lasts one mini-batch, and another comes then; nothing is pruned for good by it.
     """
 
     forward_only: bool = False
     double_copies: bool = False
     mask_gradients: bool = False
+    passing: bool = False
 
 
 PLAIN_RULES = MaskRules()
@@ -69,6 +71,11 @@ class ParameterMasker:
     def lasting_mask(self) -> Tensor | None:
         """The product of the slots that act after the optimizer's step too."""
         return self._product("lasting", lambda rules: not rules.forward_only)
+
+    @property
+    def pruning_mask(self) -> Tensor | None:
+        """The product of the slots that last longer than one mini-batch."""
+        return self._product("pruning", lambda rules: not rules.passing)
 
     @property
     def gradient_mask(self) -> Tensor | None:

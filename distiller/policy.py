@@ -240,7 +240,10 @@ class PruningPolicy(Policy):
         selected = {name: params[name].detach() for name in self._select(list(params))}
         ranked = self._folded(dict(selected), ctx.model) if self.args.fold_batchnorm else selected
         rules = MaskRules(
-            self.args.mask_on_forward_only, self.args.use_double_copies, self.args.mask_gradients
+            self.args.mask_on_forward_only,
+            self.args.use_double_copies,
+            self.args.mask_gradients,
+            self.args.discard_masks_at_minibatch_end,
         )
         with self._own_levels():
             masks = self.pruner.compute_masks(ranked, ctx)

@@ -173,6 +173,7 @@ REAL = "must be a real tensor of the parameter's shape (6, 4, 3, 3), got"
         (
             {"rules": {NAME: {"forward": True}}},
             f"rules['{NAME}']: must have true or false for forward_only, double_copies, mask_gradients, "
+            "passing, "
             "got {'forward': True}",
         ),
         ({"rules": {"x.weight": {}}}, "rules['x.weight']: the model has no such parameter"),

@@ -146,6 +146,7 @@ class _Rules(_Form):
     forward_only: bool
     double_copies: bool
     mask_gradients: bool
+    passing: bool = False
 
 
 def _rules_by_slot(rules: Any) -> Any:

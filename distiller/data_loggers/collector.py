@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from distiller.errors import UsageError
 from distiller.graph import leaf_modules
 from distiller.names import resolve_all, unwrap
+from distiller.observation import watch_inputs, watch_output
 
 CollectorT = TypeVar("CollectorT", bound="ActivationCollector")
 
@@ -92,8 +93,8 @@ class ActivationCollector(ABC):
         names = self.modules if modules_list is None else resolve_all(modules_list, self.modules, "module")
         for name in names:
             module = self.modules[name]
-            self._handles.append(module.register_forward_pre_hook(partial(self._before, name)))
-            self._handles.append(module.register_forward_hook(partial(self._after, name)))
+            self._handles.append(watch_inputs(module, partial(self._before, name)))
+            self._handles.append(watch_output(module, partial(self._after, name)))
 
     def stop(self) -> None:
         """Take the hooks off; a collector that is not attached stays so."""

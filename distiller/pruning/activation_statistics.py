@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from distiller.names import unwrap
+from distiller.observation import watch_inputs, watch_output
 from distiller.tensor_cuts import Kept, cut
 
 __all__ = ["ActivationSite", "RunningMean", "observe", "sums_per_channel", "zeros_per_channel"]
@@ -121,7 +122,7 @@ def observe(
     def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         see(output)
 
-    handle = module.register_forward_pre_hook(before) if of_input else module.register_forward_hook(after)
+    handle = watch_inputs(module, before) if of_input else watch_output(module, after)
     weakref.finalize(owner, handle.remove)
     return handle
 

@@ -32,7 +32,7 @@ _GROUPS = (ELEMENTS, "2D", "Rows", "Cols", "Channels", "Filters", "3D", "4D")
 _ENTRY = checked_entry(_GROUPS)
 _PROBABILITY = Checked(location_of, {"exclusiveMinimum": 0, "exclusiveMaximum": 1})
 _FASTEST = 1000.0  # locations beyond +-10 are open or closed for good: a step of this is past all sense
-_GATED = MaskRules(forward_only=True, double_copies=True, mask_gradients=True)
+_GATED = MaskRules(forward_only=True, double_copies=True, mask_gradients=True, passing=True)
 
 
 @EXTENSIONS.register

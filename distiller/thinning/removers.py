@@ -12,8 +12,10 @@ from typing import Literal
 from torch import nn
 
 from distiller.channel_groups import find_channel_groups
+from distiller.dummy_input import resolve_input_shape
 from distiller.errors import DistillerError
 from distiller.interfaces import Policy, StepContext
+from distiller.names import unwrap
 from distiller.registry import EXTENSIONS
 from distiller.thinning.thin_model import (
     ThinningReport,
@@ -22,6 +24,7 @@ from distiller.thinning.thin_model import (
     remove_channels,
     remove_filters,
 )
+from distiller.thinning.trial import copied
 
 ThinningFunction = Literal["remove_filters", "remove_channels", "contract_model"]
 
@@ -36,8 +39,9 @@ class Remover(Policy):
     """Removes zero structures from the model before the first mini-batch of each epoch of its policy.
 
     The pruners of that epoch have computed their masks by then, wherever they stand in the schedule. What
-    is masked counts as zero. With the weights go the optimizer's state, the masks, and what other policies
-    keep of the removed weights.
+    is masked counts as zero, but by masks that last one mini-batch only: dropped filters, and the gates of
+    an L0 regularizer that is still learning. With the weights go the optimizer's state, the masks, and
+    what other policies keep of the removed weights.
 
     Attributes:
         name: the instance's name in the schedule.
@@ -58,13 +62,16 @@ class Remover(Policy):
         self.report: ThinningReport | None = None
 
     def check(self, model: nn.Module) -> None:
-        """See to it, before training, that the model can be traced.
+        """See to it, before training, that the model can be traced and copied.
 
         Raises:
             DistillerError: it cannot, or nothing says what input it takes.
         """
         where = f"'{self.name}'"
+        if self.dataset is not None:
+            resolve_input_shape(self.dataset, None)
         find_channel_groups(model, random_inputs(model, self.arch, self.dataset, where), where)
+        copied(unwrap(model), where)
 
     def on_minibatch_begin(self, ctx: StepContext) -> None:
         """Before the first mini-batch, when the masks of this epoch are there, thin the model."""

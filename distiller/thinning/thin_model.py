@@ -26,14 +26,10 @@ from distiller.masks import MaskStore, ParameterMasker
 from distiller.names import canonical_state_dict, named_parameters, unwrap
 from distiller.thinning.recipe import ThinningRecipe
 from distiller.thinning.removal import apply_recipe, thinning_recipe
-from distiller.thinning.trial import SAME_ANSWER, measured_change, model_groups, removable_groups
-from distiller.thinning.zero_structures import KeptZeros, ZeroKind, find_zero_units
+from distiller.thinning.trial import SAME_ANSWER, copied, measured_change, model_groups, removable_groups
+from distiller.thinning.zero_structures import KeptZeros, ZeroKind, computed_zeros, find_zero_units
 
 _LOG = logging.getLogger(__name__)
-_UNCOPYABLE = (
-    "; thinning is tried on a copy first: take off what computes weights, as torch.nn.utils.weight_norm does "
-    "(remove_weight_norm)"
-)
 Masks = MaskStore | Mapping[str, ParameterMasker] | None
 
 
@@ -49,6 +45,7 @@ class ThinningReport:
         parameters: before and after.
         macs: multiply-accumulates for the input that was tried, before and after.
         leftovers: what of the removed units was not zero though their weights were (as in `ZeroUnits`).
+        passing: by parameter, zeros of masks that last one mini-batch only: they do not count.
         change: the largest difference between outputs of the masked and the thinned model on a random
             input, as a fraction of the largest output; 0 when nothing was removed.
     """
@@ -60,6 +57,7 @@ class ThinningReport:
     parameters: tuple[int, int]
     macs: tuple[int, int]
     leftovers: tuple[str, ...]
+    passing: Mapping[str, int]
     change: float
 
     @property
@@ -187,7 +185,7 @@ def _thin(
     leftovers: dict[str, None] = {}
     for kind in kinds:
         found = find_zero_units(canonical_state_dict(thinned), groups, kind)
-        kept[kind] = found.kept
+        kept[kind] = (*found.kept, *computed_zeros(thinned, kind))
         leftovers.update(dict.fromkeys(found.leftovers))
         macs += [groups.macs(), groups.macs(found.removed)]
         if not found.removed:
@@ -208,6 +206,7 @@ def _thin(
         (_count(masked), _count(thinned)),
         (macs[0], macs[-1]),
         tuple(leftovers),
+        _passing_zeros(masks),
         _change(masked, thinned, inputs, function) if sizes else 0.0,
     )
     if sizes:
@@ -227,13 +226,23 @@ def _change(masked: nn.Module, thinned: nn.Module, inputs: Any, function: str) -
 
 def _masked_copy(model: nn.Module, masks: Masks) -> nn.Module:
     """A copy of the bare model whose masked weights are masked."""
-    with users_code("thinning: the model cannot be copied", _UNCOPYABLE):
-        masked = copy.deepcopy(unwrap(model))
+    masked = copied(unwrap(model), "thinning")
     with torch.no_grad():
         for name, param in named_parameters(masked):
-            if masks is not None and name in masks:
-                masks[name].apply_mask(param)
+            mask = masks[name].pruning_mask if masks is not None and name in masks else None
+            if mask is not None:
+                param.mul_(mask)
     return masked
+
+
+def _passing_zeros(masks: Masks) -> dict[str, int]:
+    """By parameter, how many elements only masks of one mini-batch put to zero."""
+    zeros: dict[str, int] = {}
+    for name, masker in (masks or {}).items():
+        if masker.mask is not None and any(rules.passing for rules in masker.rules_of.values()):
+            for_good = 0 if masker.pruning_mask is None else int((masker.pruning_mask == 0).sum())
+            zeros[name] = int((masker.mask == 0).sum()) - for_good
+    return {name: count for name, count in zeros.items() if count}
 
 
 def _joined(first: ThinningRecipe, second: ThinningRecipe) -> ThinningRecipe:
@@ -269,6 +278,11 @@ def _tell(report: ThinningReport) -> None:
     function = report.function
     for kept in report.kept:
         _LOG.info("%s: %s", function, kept)
+    for name, count in report.passing.items():
+        _LOG.info(
+            "%s: %s: %d elements are masked for one mini-batch only, and do not count as zero",
+            function, name, count,
+        )  # fmt: skip
     if not report.has_removed:
         kinds = {"remove_filters": "filter", "remove_channels": "channel"}.get(function, "filter or channel")
         why = (

@@ -24,6 +24,7 @@ from distiller.errors import DistillerError, UsageError, first_line, users_code
 from distiller.evaluation_mode import buffers_kept, evaluating
 from distiller.graph import input_shape_of
 from distiller.names import named_parameters, unwrap
+from distiller.observation import unobserved
 from distiller.thinning.removal import apply_recipe, thinning_recipe
 
 SAME_ANSWER = 1e-4
@@ -47,6 +48,11 @@ def removable_groups(model: nn.Module, dummy_input: Any, purpose: str) -> Channe
         UsageError: the model cannot be copied, or does not run.
     """
     bare = unwrap(model)
+    with unobserved(bare):
+        return _removable_groups(bare, dummy_input, purpose)
+
+
+def _removable_groups(bare: nn.Module, dummy_input: Any, purpose: str) -> ChannelGroups:
     groups = find_channel_groups(bare, dummy_input, purpose)
     trial = _Trial(bare, groups, forward_arguments(bare, dummy_input), purpose)
     several = [group for group in groups.removable() if group.size > 1]
@@ -90,6 +96,20 @@ def model_groups(model: nn.Module, purpose: str) -> ChannelGroups:
     return kept[1]
 
 
+def copied(model: nn.Module, purpose: str) -> nn.Module:
+    """A copy of a model, which nobody watches.
+
+    Args:
+        model: the model.
+        purpose: what the copy is for, named in the error.
+
+    Raises:
+        UsageError: it cannot be copied.
+    """
+    with unobserved(model), users_code(f"{purpose}: the model cannot be copied", _UNCOPYABLE):
+        return copy.deepcopy(model)
+
+
 def measured_change(masked_model: nn.Module, thinned_model: nn.Module, inputs: Any) -> float:
     """How far the outputs of a thinned model are from those of the masked one.
 
@@ -113,6 +133,10 @@ def measured_change(masked_model: nn.Module, thinned_model: nn.Module, inputs: A
     return _relative_change(*outputs)
 
 
+_UNCOPYABLE = (
+    "; thinning is tried on a copy first: take off what computes weights, as torch.nn.utils.weight_norm does "
+    "(remove_weight_norm)"
+)
 _GROUPS: WeakKeyDictionary[nn.Module, tuple[Any, ChannelGroups]] = WeakKeyDictionary()
 
 
@@ -133,8 +157,8 @@ class _Trial:
             recipe = thinning_recipe(self.model, self.groups, removed)
         except DistillerError as error:
             return first_line(error)
+        smaller = copied(self.model, self.purpose)
         with users_code(f"{self.purpose}: the model"):
-            smaller = copy.deepcopy(self.model)
             _make_constants_tell(smaller)
             _mask(smaller, [self.groups[name] for name in names])
             expected = _outputs(smaller, self.arguments)
@@ -200,7 +224,7 @@ def _make_constants_tell(model: nn.Module) -> None:
 
 def _outputs(model: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor]:
     """The tensors that a model returns in evaluation mode."""
-    with evaluating(model), buffers_kept(model):
+    with unobserved(model), evaluating(model), buffers_kept(model):
         leaves = pytree.tree_leaves(model(*arguments))
     tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
     if not tensors:

@@ -14,10 +14,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from distiller.channel_groups import ChannelGroup, ChannelGroups, GroupMember
-from distiller.names import owner
+from distiller.names import named_modules, named_parameters, owner
 
 ZeroKind = Literal["filters", "channels"]
 
@@ -123,6 +123,27 @@ class _Zeros:
 
     def has_any_of(self, unit: int) -> bool:
         return not self.indices.isdisjoint(self.member.indices[unit])
+
+
+def computed_zeros(model: nn.Module, kind: ZeroKind) -> tuple[KeptZeros, ...]:
+    """Zero filters or channels of weights that are made of several tensors, as by weight norm: they stay.
+
+    Args:
+        model: the network.
+        kind: what is zero: "filters" or "channels".
+    """
+    known = dict(named_parameters(model))
+    found = []
+    for name, module in named_modules(model):
+        for tensor_name in getattr(module, "parametrizations", {}):
+            full, tensor = f"{name}.{tensor_name}", getattr(module, tensor_name).detach()
+            if full in known or tensor.dim() < 2:
+                continue
+            indices = _zero_indices(tensor, int(kind == "channels"))
+            if indices:
+                reason = "a parametrization makes it of other tensors; take that off first"
+                found.append(KeptZeros(full, kind, tuple(sorted(indices)), reason=reason))
+    return tuple(found)
 
 
 def _zero_indices(weight: Tensor, dim: int) -> frozenset[int]:

@@ -175,3 +175,145 @@ def test_a_dry_run_tells_what_it_will_do(tiny_cnn):
 
 def test_distillers_three_names_are_registered():
     assert {"FilterRemover", "ChannelRemover", "StructureRemover"} <= set(EXTENSIONS)
+
+
+WATCHERS = {
+    "means of activations": {
+        "class": "ActivationAPoZRankedFilterPruner_AGP",
+        "initial_sparsity": 0.25,
+        "final_sparsity": 0.5,
+        "group_type": "Filters",
+        "weights": ["conv2.weight"],
+    },
+    "grams of inputs": {
+        "class": "FMReconstructionChannelPruner",
+        "desired_sparsity": 0.5,
+        "group_type": "Channels",
+        "weights": ["conv2.weight"],
+    },
+}
+
+
+@pytest.mark.parametrize("watcher", WATCHERS.values(), ids=WATCHERS)
+def test_a_pruner_that_watches_the_training_does_not_see_what_is_tried_out(tiny_cnn, watcher):
+    optimizer = sgd(tiny_cnn)
+    scheduler = dict_config(
+        tiny_cnn,
+        optimizer,
+        {
+            "pruners": {"watcher": watcher, "halve": PRUNER},
+            "extensions": {"thin": {"class": "FilterRemover"}},
+            "policies": [
+                {"pruner": {"instance_name": "watcher"}, "starting_epoch": 0, "ending_epoch": 3},
+                {"pruner": {"instance_name": "halve"}, "epochs": [1]},
+                {"extension": {"instance_name": "thin"}, "epochs": [1]},
+            ],
+        },
+    )
+    train(tiny_cnn, scheduler, [0], optimizer)
+    scheduler.on_epoch_begin(1, optimizer)
+    before = scheduler.state_dict()["policies"][0]["state"]
+    assert tiny_cnn.conv1.weight.shape[0] == 4
+    scheduler.on_minibatch_begin(1, 0, 2, optimizer)
+    assert tiny_cnn.conv1.weight.shape[0] == 2
+    after = scheduler.state_dict()["policies"][0]["state"]
+    assert after["seen"] == before["seen"]
+    assert str(after).count("FakeTensor") == 0
+    scheduler.on_epoch_end(1, optimizer)
+    train(tiny_cnn, scheduler, [2], optimizer)
+
+
+def test_masks_of_one_minibatch_do_not_count_as_zero(tiny_cnn, caplog):
+    """Filters that are dropped at random, and dropped otherwise in the next mini-batch."""
+    optimizer = sgd(tiny_cnn)
+    dropping = {
+        "discard_masks_at_minibatch_end": True,
+        "use_double_copies": True,
+        "mask_on_forward_only": True,
+        "mini_batch_pruning_frequency": 1,
+    }
+    scheduler = dict_config(
+        tiny_cnn,
+        optimizer,
+        {
+            "pruners": {
+                "drop": {
+                    "class": "BernoulliFilterPruner",
+                    "desired_sparsity": 0.9,
+                    "group_type": "Filters",
+                    "weights": ["conv1.weight"],
+                }
+            },
+            "extensions": {"thin": {"class": "FilterRemover"}},
+            "policies": [
+                {
+                    "pruner": {"instance_name": "drop", "args": dropping},
+                    "starting_epoch": 0,
+                    "ending_epoch": 3,
+                },
+                {"extension": {"instance_name": "thin"}, "epochs": [1]},
+            ],
+        },
+    )
+    with caplog.at_level(logging.INFO, "distiller.thinning.thin_model"):
+        train(tiny_cnn, scheduler, range(2), optimizer)
+    assert tiny_cnn.conv1.weight.shape[0] == 4
+    told = [r.getMessage() for r in caplog.records if "do not count as zero" in r.getMessage()]
+    assert [text.split(":")[1] for text in told] == [" conv1.weight"]
+
+
+@pytest.mark.parametrize("order", [("l0", "thin"), ("thin", "l0")], ids=["gates first", "remover first"])
+def test_gates_that_are_closed_by_chance_stay_whatever_the_order_of_the_policies(tiny_cnn, order):
+    optimizer = sgd(tiny_cnn)
+    gates = {
+        "class": "L0Regularizer",
+        "keep_probability": 0.4,
+        "reg_regims": {"conv1.weight": [0.0, "Filters"]},
+    }
+    windows = {"l0": {"starting_epoch": 0, "ending_epoch": 3}, "thin": {"epochs": [1]}}
+    scheduler = dict_config(
+        tiny_cnn,
+        optimizer,
+        {
+            "extensions": {"l0": gates, "thin": {"class": "FilterRemover"}},
+            "policies": [{"extension": {"instance_name": name}, **windows[name]} for name in order],
+        },
+    )
+    train(tiny_cnn, scheduler, range(2), optimizer)
+    assert tiny_cnn.conv1.weight.shape[0] == 4
+
+
+def test_gates_that_stay_closed_after_the_regularizer_are_removed(tiny_cnn):
+    optimizer = sgd(tiny_cnn)
+    gates = {
+        "class": "L0Regularizer",
+        "keep_probability": 0.2,
+        "reg_regims": {"conv1.weight": [0.0, "Filters"]},
+    }
+    scheduler = dict_config(
+        tiny_cnn,
+        optimizer,
+        {
+            "extensions": {"l0": gates, "thin": {"class": "FilterRemover"}},
+            "policies": [
+                {"extension": {"instance_name": "l0"}, "epochs": [0]},
+                {"extension": {"instance_name": "thin"}, "epochs": [1]},
+            ],
+        },
+    )
+    train(tiny_cnn, scheduler, range(2), optimizer)
+    assert tiny_cnn.conv1.weight.shape[0] == 1
+
+
+def test_an_unknown_data_set_is_refused_when_the_schedule_is_loaded(tiny_cnn):
+    with pytest.raises(ScheduleError, match="cifar11"):
+        schedule(tiny_cnn, sgd(tiny_cnn), {"class": "FilterRemover", "dataset": "cifar11"}, [0])
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_a_model_that_cannot_be_copied_is_refused_when_the_schedule_is_loaded(tiny_cnn):
+    nn.utils.weight_norm(tiny_cnn.conv1)
+    with pytest.raises(ScheduleError, match="'thin': the model cannot be copied: .*remove_weight_norm"):
+        schedule(
+            tiny_cnn, sgd(tiny_cnn), {"class": "FilterRemover"}, [0], {**PRUNER, "weights": ["conv2.weight"]}
+        )

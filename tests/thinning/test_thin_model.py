@@ -482,3 +482,17 @@ def test_a_model_that_cannot_be_copied_is_told_so():
         "; thinning is tried on a copy first: take off what computes weights, as torch.nn.utils.weight_norm does "
         "(remove_weight_norm)"
     )
+
+
+def test_zero_filters_that_a_parametrization_makes_stay_and_are_told():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 1))
+    nn.utils.parametrizations.weight_norm(model[0])
+    with torch.no_grad():
+        model[0].parametrizations.weight.original0[2] = 0
+        model[0].bias[2] = 0
+    model.input_shape = (1, 3, 8, 8)  # type: ignore[assignment]
+    report = remove_filters(model, None, None, None, None)
+    assert not report.has_removed
+    assert [str(kept) for kept in report.kept] == [
+        "0.weight: 1 zero filter stays (2): a parametrization makes it of other tensors; take that off first"
+    ]
