@@ -49,6 +49,10 @@ def add_model_flags(group: Any) -> None:
         "--gpus", "--gpu", metavar="IDS", help="comma-separated; several: DataParallel (default: all)"
     )
     group.add_argument("--load-serialized", action="store_true", help="no DataParallel over several GPUs")
+    group.add_argument(
+        "--channels-last", action="store_true",
+        help="weights and activations laid out (N, H, W, C): often much faster on a CPU with few channels",
+    )  # fmt: skip
     group.add_argument("--seed", type=at_least(0),
         help="(default: drawn and printed; with --resume-from that of its run; 0 with --deterministic, "
         "and for jobs that do not train)")  # fmt: skip

@@ -60,6 +60,7 @@ ACCEPTED = [
     (["--greedy-finetuning-policy"], "Linear-Grow", "greedy_finetuning_policy", "linear-grow", "constant"),
     (["--thinnify"], SWITCH, "thinnify", True, False),
     (["--load-serialized"], SWITCH, "load_serialized", True, False),
+    (["--channels-last"], SWITCH, "channels_last", True, False),
     (["--quantize-eval", "--qe"], SWITCH, "quantize_eval", True, False),
     (["--qe-mode", "--qem"], "ASYM_S", "qe_mode", "asym_s", "sym"),
     (["--qe-mode-acts", "--qema"], "Asym_U", "qe_mode_acts", "asym_u", None),

@@ -121,7 +121,7 @@ class ClassifierCompressor:
             restore_quantizer(self.model, self.checkpoint)
             load_state(self.model, self.checkpoint)
             _check_finite(self.model, self.checkpoint.path)
-        self.model.to(self.device)
+        self._placed(self.model)
 
     @cached_property
     def run(self) -> Run:
@@ -179,7 +179,7 @@ class ClassifierCompressor:
             known: figures of the uncompressed model; None: of the fresh weights, without accuracy.
         """
         with torch.random.fork_rng(devices=[]):
-            model = self._create_model().to(self.device)
+            model = self._placed(self._create_model())
         return self.measure(model, None) if known is None else replace(known, source=None), model
 
     def is_pruned(self, figures: Measurement) -> bool:
@@ -278,6 +278,11 @@ class ClassifierCompressor:
             num_classes=self.facts.num_classes,
             input_shape=(1, *self.input_shape),
         )
+
+    def _placed(self, model: nn.Module) -> nn.Module:
+        """The model, moved where and laid out as the flags ask for."""
+        layout = torch.channels_last if self.args.channels_last else torch.preserve_format
+        return model.to(self.device, memory_format=layout)
 
     def _macs_of(self, model: nn.Module) -> int:
         """For one image; counted once for each structure that the model has gone through."""

@@ -1,4 +1,4 @@
-"""MobileNet v1 in four widths, and with dropout before its linear layer.
+"""MobileNet v1 in four widths, with dropout before its linear layer, and for images of 32 pixels.
 
 Knows nothing about data.
 """
@@ -30,6 +30,7 @@ class MobileNet(nn.Module):
         width: what the numbers of channels are multiplied with, 0.25 to 1.
         dropout: share of the inputs of `fc` that are dropped in training, 0..1; None: there is no
             such layer.
+        first_stride: of the first convolution; 1 for images of about 32 pixels.
 
     Source: Howard et al., "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision
     Applications", 2017, table 1, but with stride 1 in the last layer, as the published count of
@@ -37,11 +38,16 @@ class MobileNet(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, dropout: float | None = None
+        self,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        width: float = 1.0,
+        dropout: float | None = None,
+        first_stride: int = 2,
     ) -> None:
         super().__init__()
         channels = int(32 * width)
-        layers: list[nn.Module] = [nn.Sequential(*_convolution(in_channels, channels, 3, stride=2))]
+        layers: list[nn.Module] = [nn.Sequential(*_convolution(in_channels, channels, 3, first_stride))]
         for channels_of_width_1, stride in _LAYERS:
             out_channels = int(channels_of_width_1 * width)
             depthwise = _convolution(channels, channels, 3, stride, groups=channels)
@@ -78,3 +84,7 @@ _spec = partial(ModelSpec, dataset="imagenet", native_shape=(3, 224, 224), small
 for _name, _width in (("", 1.0), ("_075", 0.75), ("_050", 0.5), ("_025", 0.25)):
     register_model(_spec(f"mobilenet{_name}", partial(MobileNet, width=_width)))
 register_model(_spec("mobilenet_v1_dropout", partial(MobileNet, dropout=0.5)))
+
+_small = partial(ModelSpec, dataset="cifar10", native_shape=(3, 32, 32), smallest_size=9)
+for _name, _width in (("", 1.0), ("_050", 0.5), ("_025", 0.25)):
+    register_model(_small(f"mobilenet{_name}_cifar", partial(MobileNet, width=_width, first_stride=1)))

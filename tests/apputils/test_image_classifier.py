@@ -355,3 +355,13 @@ def test_a_model_of_the_users_own_with_too_few_answers_is_refused(flags, monkeyp
         "arch: 'tests.apputils.test_image_classifier:user_model' must answer images of shape (1, 1, 8, 8) with "
         "logits of shape (1, 10), got (1, 9); build it with the parameters num_classes and in_channels"
     )
+
+
+def test_channels_last_lays_out_the_models_weights_and_changes_no_value(flags):
+    plain, laid_out = (
+        ClassifierCompressor(flags("--arch lenet5 " + more)).model for more in ("", "--channels-last")
+    )
+    for name, param in laid_out.named_parameters():
+        assert torch.equal(param, dict(plain.named_parameters())[name])
+    assert laid_out.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not plain.conv2.weight.is_contiguous(memory_format=torch.channels_last)

@@ -53,3 +53,14 @@ def test_dropout_changes_training_alone_and_no_names():
     assert torch.equal(dropping(x), plain(x))
     dropping.dropout.train()
     assert not torch.equal(dropping(x), plain(x))
+
+
+@pytest.mark.parametrize("suffix", ["", "_050", "_025"])
+def test_the_small_networks_are_the_others_with_a_first_stride_of_1(suffix):
+    small = create_model(False, None, f"mobilenet{suffix}_cifar")
+    large = create_model(False, "cifar10", f"mobilenet{suffix}")
+    assert small.model[0][0].stride == (1, 1)
+    small.load_state_dict(large.state_dict())
+    small.model[0][0].stride = (2, 2)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(small.eval()(x), large.eval()(x))
