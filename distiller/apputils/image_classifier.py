@@ -282,7 +282,7 @@ class ClassifierCompressor:
     def _placed(self, model: nn.Module) -> nn.Module:
         """The model, moved where and laid out as the flags ask for."""
         layout = torch.channels_last if self.args.channels_last else torch.preserve_format
-        return model.to(self.device, memory_format=layout)
+        return model.to(self.device).to(memory_format=layout)
 
     def _macs_of(self, model: nn.Module) -> int:
         """For one image; counted once for each structure that the model has gone through."""
