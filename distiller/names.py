@@ -76,6 +76,15 @@ def is_pattern(name: str) -> bool:
     return not _WILDCARDS.isdisjoint(name)
 
 
+def matches(name: str, pattern: str) -> bool:
+    """Whether a canonical name is one that a shell-style pattern, without wrapper parts, stands for.
+
+    It stands for no parameters of a parametrization, such as the step size that a quantizer learns: these
+    have to be named.
+    """
+    return fnmatch.fnmatchcase(name, pattern) and "parametrizations" not in name.split(".")
+
+
 def resolve(requested: str, available: Collection[str], what: str = "parameter") -> tuple[str, ...]:
     """The available names that a name or shell-style pattern stands for, in their order.
 
@@ -89,7 +98,7 @@ def resolve(requested: str, available: Collection[str], what: str = "parameter")
             return (name,)
     if is_pattern(requested):
         pattern = strip_wrappers(requested)
-        found = tuple(name for name in available if fnmatch.fnmatchcase(name, pattern))
+        found = tuple(name for name in available if matches(name, pattern))
         if found:
             return found
         raise UnknownNameError(f"pattern '{requested}' matches no {what} of the model", requested)

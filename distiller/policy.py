@@ -320,11 +320,12 @@ class RegularizationPolicy(Policy):
 
 
 class QuantizationPolicy(Policy):
-    """Prepares the model for quantization-aware training, and quantizes the weights after each step."""
+    """Prepares the model for quantization, unless that is done, and quantizes the weights after each step."""
 
     def __init__(self, quantizer: Quantizer) -> None:
         self.quantizer = quantizer
-        quantizer.prepare_model()
+        if not getattr(quantizer, "is_prepared", False):  # a schedule's is: masks are of the prepared model
+            quantizer.prepare_model()
         quantizer.quantize_params()
 
     def on_minibatch_end(self, ctx: StepContext) -> None:  # noqa: D102

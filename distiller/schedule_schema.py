@@ -32,7 +32,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import PydanticOmit
 
 from distiller.atomic_file import write_whole
-from distiller.config import KINDS, Kind
+from distiller.component_kinds import KINDS, Kind
 from distiller.docstrings import read_arguments, read_docstring
 from distiller.pruning.settings import LONGEST
 from distiller.signatures import settings_model

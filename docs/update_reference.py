@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from distiller.config import KINDS, Kind
+from distiller.component_kinds import KINDS, Kind
 from distiller.docstrings import read_docstring
 from distiller.schedule_schema import settings_schema
 

@@ -16,9 +16,9 @@ FILES = sorted(LIBRARY.rglob("*.py"))
 LAYERS = (
     ("errors", "registry", "atomic_file", "tensor_cuts", "thinned_layers", "epoch_window", "interfaces", "names", "masks", "norms", "tensor_stats", "modules",
      "dataset_facts", "dummy_input", "evaluation_mode", "legacy_names", "observation", "docstrings"),
-    ("macs", "graph_facts", "graph_trace", "graph_ops", "graph", "graph_picture", "channel_groups", "thinning", "model_transforms", "schedule_yaml", "schedule_shape", "signatures", "models"),
+    ("macs", "graph_facts", "graph_trace", "graph_ops", "graph", "graph_picture", "channel_groups", "thinning", "functional_modules", "model_transforms", "schedule_yaml", "schedule_shape", "signatures", "models"),
     ("pruning", "regularization", "data_loggers", "quantization", "learning_rate"),
-    ("policy_args", "policy", "policy_conflicts", "scheduler", "config", "schedule_schema", "model_summaries"),
+    ("policy_args", "policy", "policy_conflicts", "scheduler", "component_kinds", "schedule_reader", "config", "schedule_schema", "model_summaries"),
     ("sensitivity", "export", "greedy"),
     ("apputils",),
 )  # fmt: skip

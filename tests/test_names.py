@@ -75,6 +75,12 @@ def test_a_pattern_stands_for_all_it_matches_in_the_models_order(tiny_cnn):
     assert resolve("module.conv?.weight", parameter_names(tiny_cnn)) == ("conv1.weight", "conv2.weight")
 
 
+def test_a_pattern_stands_for_no_parameter_of_a_parametrization():
+    names = ["conv.parametrizations.weight.0.step_size", "conv.weight"]
+    assert resolve("*", names) == resolve("*weight*", names) == ("conv.weight",)
+    assert resolve(names[0], names) == (names[0],)
+
+
 def test_an_unknown_name_is_refused_with_the_nearest_one(tiny_cnn):
     with pytest.raises(UnknownNameError) as caught:
         resolve("module.conv1.weigth", parameter_names(tiny_cnn))

@@ -10,7 +10,8 @@ import torch
 import yaml
 from torch import nn
 
-from distiller.config import KINDS, config_component_from_file_by_class, file_config
+from distiller.component_kinds import KINDS
+from distiller.config import config_component_from_file_by_class, file_config
 from distiller.models import RNNModel, create_model
 from docs.update_reference import END, HEADINGS, REFERENCE, index, is_pytorchs, pages, updated
 

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from distiller import schedule_schema
-from distiller.config import KINDS, dict_config
+from distiller.component_kinds import KINDS
+from distiller.config import dict_config
 from distiller.errors import DistillerError, ScheduleError
 from distiller.models import create_model
 from distiller.schedule_schema import schema_text, settings_schema

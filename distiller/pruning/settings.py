@@ -8,14 +8,13 @@ editors. Knows nothing about tensors or masks.
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Any
 
 from distiller.errors import DistillerError
-from distiller.names import is_pattern, resolve_all, strip_wrappers
+from distiller.names import is_pattern, matches, resolve_all, strip_wrappers
 from distiller.schedule_yaml import shown
 from distiller.signatures import Checked
 
@@ -95,9 +94,9 @@ class SettingsByName:
         if param_name in self._exact:
             return self._exact[param_name]
         for pattern, value in self._patterns:
-            if fnmatch.fnmatchcase(param_name, pattern):
+            if matches(param_name, pattern):
                 return value
-        return self._default
+        return self._default if matches(param_name, _DEFAULT) else None
 
     def select(self, param_names: Sequence[str]) -> tuple[str, ...]:
         """Those of the names that have a number, in their order.
@@ -127,7 +126,7 @@ def as_names(weights: Iterable[str] | str) -> tuple[str, ...]:
 def is_listed(param_name: str, requested: Iterable[str]) -> bool:
     """Whether a canonical parameter name is one of the requested names or patterns."""
     return any(
-        param_name in (name, stripped) or (is_pattern(name) and fnmatch.fnmatchcase(param_name, stripped))
+        param_name in (name, stripped) or (is_pattern(name) and matches(param_name, stripped))
         for name in requested
         for stripped in (strip_wrappers(name),)
     )

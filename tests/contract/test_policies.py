@@ -7,7 +7,7 @@ import io
 import pytest
 import torch
 
-from distiller.config import KINDS
+from distiller.component_kinds import KINDS
 from distiller.interfaces import EpochWindow, Policy, StepContext
 from distiller.masks import MaskStore
 from distiller.policy import LRPolicy, PruningPolicy, QuantizationPolicy, RegularizationPolicy
