@@ -84,8 +84,8 @@ def document_config(
     for kind in KINDS:
         for name in sorted(reader.components_of(kind), key=reader.is_cyclic):
             reader.build(kind, name)
-    if not faults and not reader.faults:
-        reader.prepare_quantizers()
+        if kind.section == "quantizers" and not faults and not reader.faults:
+            reader.prepare_quantizers()
     result = scheduler if scheduler is not None else CompressionScheduler(model)
     already = len(result.policies)
     used = reader.add_policies(result)

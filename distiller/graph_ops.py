@@ -150,10 +150,11 @@ def leaf_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module has no submodules (but parametrizations) and is no empty container."""
+    """Whether a module has no submodules (but parametrizations and quantizers) and is no empty container."""
     if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
         return False
-    return len(list(module.children())) == int(parametrize.is_parametrized(module))
+    others = [child for child in module.children() if getattr(child, "quantizes", None) is None]
+    return len(others) == int(parametrize.is_parametrized(module))
 
 
 def operations(traced: Trace, model: nn.Module) -> list[Op]:

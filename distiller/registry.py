@@ -16,12 +16,7 @@ from distiller.errors import UnknownNameError, did_you_mean, users_code
 T = TypeVar("T", bound=Callable[..., Any])
 
 
-DISTILLERS_ALONE = frozenset(
-    (
-        "DorefaQuantizer", "LambdaLR", "NCFQuantAwareTrainQuantizer", "PACTQuantizer",
-        "QuantAwareTrainRangeLinearQuantizer", "WRPNQuantizer",
-    )
-)  # fmt: skip
+DISTILLERS_ALONE = frozenset(("LambdaLR",))
 """Classes that schedules of the archived Distiller may name, and that are not in this version."""
 
 

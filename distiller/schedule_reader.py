@@ -87,7 +87,10 @@ class ScheduleReader:
             self._broken.add(path)
 
     def prepare_quantizers(self) -> None:
-        """Let the quantizers that have a policy prepare the model, before masks are made for it."""
+        """Let the quantizers that have a policy prepare the model.
+
+        To be done before masks are made for it, and LR schedulers for the optimizer.
+        """
         policies = self.document.data.get("policies")
         named = {
             str(policy["quantizer"].get("instance_name"))
@@ -102,6 +105,7 @@ class ScheduleReader:
                 except (ValueError, TypeError) as error:
                     self._fault(self.document.find_mentioned(path, str(error)), str(error))
                     self._broken.add(path)
+        self._groups = copy_groups(self._supplied["optimizer"])
 
     def begin_learning_rates(self, scheduler: CompressionScheduler) -> None:
         """Set the rates of the LR schedulers that are active from epoch 0.

@@ -41,6 +41,7 @@ from distiller.model_summaries import PICTURES, model_summary
 from distiller.names import strip_wrappers, unwrap
 from distiller.quantization import PostTrainLinearQuantizer
 from distiller.quantization.ptq_settings import parse_multiplier_bits
+from distiller.quantization.training import QatQuantizer
 from distiller.schedule_yaml import read_document
 from distiller.sensitivity.axes import find_axis, sparsity_levels
 from distiller.sensitivity.engine import applicable_parameters
@@ -93,7 +94,7 @@ def run_job(args: Namespace, open_run: Callable[[], Run]) -> ResultsCard | None:
     _import_plugins(args.plugin)
     compressor = ClassifierCompressor(args, open_run)
     if job not in (evaluate, export_to_onnx):  # the latter tells of it itself
-        _refuse_quantized(compressor)
+        _refuse_quantized(compressor, job)
     card = job(compressor)
     if card is not None:
         path = card.save(compressor.run.require_folder() / "results.json")
@@ -138,7 +139,7 @@ def dry_run(args: Namespace) -> str:
     """What each policy of the schedule touches in which epochs; changes and writes nothing."""
     _import_plugins(args.plugin)
     compressor = ClassifierCompressor(args)
-    _refuse_quantized(compressor)
+    _refuse_quantized(compressor, train)
     optimizer = compressor.make_optimizer()
     scheduler = compressor.make_scheduler(optimizer)
     lines = [
@@ -279,8 +280,13 @@ def _import_plugins(packages: Iterable[str]) -> None:
             ) from error
 
 
-def _refuse_quantized(compressor: ClassifierCompressor) -> None:
-    if compressor.is_quantized:
+def _refuse_quantized(compressor: ClassifierCompressor, job: Callable[..., Any]) -> None:
+    if isinstance(compressor.quantizer, QatQuantizer) and job is not train:
+        raise UsageError(
+            "the checkpoint is of a model in quantization-aware training, which can be trained on and "
+            "evaluated (--evaluate), and nothing else"
+        )
+    if compressor.is_quantized and not isinstance(compressor.quantizer, QatQuantizer):
         raise UsageError(
             "the checkpoint is of a quantized model, which can be evaluated (--evaluate) and nothing else"
         )

@@ -34,6 +34,7 @@ from distiller.data_loggers.loggers import EpochRecord
 from distiller.errors import DivergenceError, UsageError
 from distiller.model_summaries import masks_sparsity_tbl_summary
 from distiller.names import named_parameters
+from distiller.schedule_yaml import read_document
 from distiller.tensor_stats import sparsity_2D, to_np
 
 _LOG = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ class ClassifierTraining:
         self.args = compressor.args
         self.model = compressor.model
         self.optimizer = compressor.make_optimizer()
+        self._dense: nn.Module | None = None
+        self._floating = copy.deepcopy(self.model) if _will_be_quantized(compressor) else None
         self.scheduler = compressor.make_scheduler(self.optimizer)
         self.activations = ActivationPhases(self.model, self.args.activation_stats)
         self.tracker = ScoreTracker(self.args.num_best_scores)
@@ -71,7 +74,6 @@ class ClassifierTraining:
                 f"give an ending epoch above {self.start}, or --reset-optimizer to begin at 0"
             )
         self._reference: Measurement | None = None
-        self._dense: nn.Module | None = None
 
     def run(self) -> ResultsCard:
         """Train to `--epochs`, test, and return the results card.
@@ -197,10 +199,11 @@ class ClassifierTraining:
         was_trained = compressor.checkpoint is not None or self.args.pretrained
         if self._reference or self.start > 0 or not was_trained or self.scheduler.masks.masked():
             return
-        if compressor.is_pruned(compressor.measure(self.model, None)):
+        model = self.model if self._floating is None else self._floating
+        if compressor.is_pruned(compressor.measure(model, None)):
             return
         _LOG.info("--- test of the model to start from ---------------------")
-        self._dense = copy.deepcopy(self.model)
+        self._dense = copy.deepcopy(model)
         figures = compressor.measure(self._dense, compressor.test(self._dense))
         [self._reference] = compressor.with_latencies((figures, self._dense))
 
@@ -284,6 +287,15 @@ class ClassifierTraining:
             self.compressor.run.require_folder(),
         )
         _LOG.info("Saved checkpoint to: %s", path)
+
+
+def _will_be_quantized(compressor: ClassifierCompressor) -> bool:
+    """Whether the schedule has a quantizer that is to prepare a model in floating point."""
+    schedule = compressor.args.compress
+    if schedule is None or compressor.is_quantized:
+        return False
+    data = read_document(schedule).data
+    return isinstance(data, dict) and bool(data.get("quantizers"))
 
 
 def weight_sparsity(model: nn.Module) -> tuple[dict[str, float], float, int]:

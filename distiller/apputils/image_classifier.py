@@ -46,7 +46,7 @@ from distiller.errors import CheckpointError, UsageError, users_code
 from distiller.model_summaries import total_macs
 from distiller.models import create_model, input_shape_for
 from distiller.names import canonical_state_dict, named_parameters
-from distiller.quantization import stored_params
+from distiller.quantization import Quantizer, stored_params
 from distiller.scheduler import CompressionScheduler
 
 _LOG = logging.getLogger(__name__)
@@ -111,6 +111,7 @@ class ClassifierCompressor:
         self.model: nn.Module = self._create_model(args.pretrained)
         if ":" in args.arch:
             _check_user_model(self.model, args.arch, (1, *self.input_shape), self.facts.num_classes)
+        self.quantizer: Quantizer | None = None
         self._macs: dict[int, int] = {}
         self.macs = self._macs_of(self.model)
         if self.checkpoint is not None:
@@ -118,7 +119,7 @@ class ClassifierCompressor:
                 _LOG.warning("%s: %s", self.checkpoint.path, note)
             restore_structure(self.model, self.checkpoint)
             self._macs_of(self.model)  # before it is quantized: its layers are counted as they were
-            restore_quantizer(self.model, self.checkpoint)
+            self.quantizer = restore_quantizer(self.model, self.checkpoint)
             load_state(self.model, self.checkpoint)
             _check_finite(self.model, self.checkpoint.path)
         self._placed(self.model)
