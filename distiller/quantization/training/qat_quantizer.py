@@ -318,10 +318,11 @@ class QatQuantizer(Quantizer):
             for setting in given:
                 if setting not in (*BITS_KEYS, *self.override_names):
                     known = [*BITS_KEYS, *sorted(self.override_names)]
-                    hint = did_you_mean(str(setting), known) or f"; it takes {', '.join(known)}"
-                    raise QuantizationError(
-                        f"overrides['{key}']: {type(self).__name__} has no setting '{setting}'{hint}"
+                    hint = (
+                        did_you_mean(str(setting), known)
+                        or f"; {type(self).__name__} takes {', '.join(known)}"
                     )
+                    raise QuantizationError(f"overrides['{key}']: unknown key '{setting}'{hint}")
 
     def _checked_bits(self, given: Mapping[str, Any], prefix: str) -> QBits:
         widths = [

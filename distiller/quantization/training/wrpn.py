@@ -84,9 +84,12 @@ class WrpnWeightQuantizer(nn.Module):
 class WRPNQuantizer(QatQuantizer):
     """Trains with WRPN's weights of convolutions, linear layers and embeddings, and outputs of ReLUs.
 
+    Weights below 1 / (2^b - 1) in size become 0: all of a layer's, if they are small and the bits few, and
+    such a layer learns nothing. Begin with a trained model, and leave a layer more bits where that happens.
     Distiller differs: its default width, 32, quantized to 32 bits (here it is full precision); it left ReLU6
-    as it was (here it is a ReLU like others); weights of 1 and more became an integer beyond b bits; its bias
-    was clipped to [-1, 1] (here it is linear over its own range); 1 bit made all weights 0 (it is refused).
+    as it was (here it is a ReLU like others); weights of 1 and more became an integer beyond b bits; its
+    bias was clipped to [-1, 1] (here it is linear over its own range); 1 bit made all weights 0 (it is
+    refused).
 
     Args:
         model: changed in place by `prepare_model`.

@@ -138,10 +138,10 @@ def test_wrong_settings_are_refused():
         "fc: bits_bias: must be 2 to 64 bits, or 0, 32 or null for full precision, got True"
     )
     assert refusal(overrides={"fc": {"twicee": 1}}) == (
-        "overrides['fc']: Factors has no setting 'twicee'; did you mean 'twice'?"
+        "overrides['fc']: unknown key 'twicee'; did you mean 'twice'?"
     )
     assert refusal(overrides={"fc": {"x": 1}}) == (
-        "overrides['fc']: Factors has no setting 'x'; it takes bits_activations, bits_weights, bits_bias, twice"
+        "overrides['fc']: unknown key 'x'; Factors takes bits_activations, bits_weights, bits_bias, twice"
     )
     assert (
         refusal(overrides={"fc3": {}}) == "overrides: 'fc3' matches no layer of the model; did you mean 'fc'?"

@@ -90,3 +90,10 @@ def test_one_bit_for_weights_is_refused():
     assert str(refused.value) == (
         "bits_weights: must be 2 to 16 bits, or 0, 32 or null for full precision, got 1"
     )
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_small_weights_become_zero(bits):
+    bound = 1 / (2**bits - 1)
+    weight = torch.tensor([bound * 0.999, -bound * 0.999, bound * 1.001, -bound * 1.001])
+    assert (wrpn_quantize_weight(weight, bits) != 0).tolist() == [False, False, True, True]
