@@ -45,6 +45,37 @@ class QuantSettings:
         """The smallest and the largest integer."""
         return affine.quantized_range(self.num_bits, self.quant_mode)
 
+    def ends(self, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:
+        """The real range that a grid of these settings was laid over, of which `scale` follows.
+
+        Args:
+            scale: scalar, or one for each channel.
+            zero_point: in its shape.
+        """
+        if self.quant_mode.is_symmetric:
+            hi = scale * affine.steps(self.num_bits, self.quant_mode)
+            return (torch.zeros_like(hi) if self.clip_half_range else -hi), hi
+        qmin, qmax = self.qrange
+        lo = torch.zeros_like(scale) if self.clip_half_range else (qmin - zero_point) * scale
+        return lo, (qmax - zero_point) * scale
+
+    def checked_grid(self, scale: Tensor, zero_point: Tensor, where: str) -> tuple[Tensor, Tensor]:
+        """Both, if they are a grid of these settings; the zero point as int32.
+
+        Raises:
+            QuantizationError: naming what is impossible.
+        """
+        if not bool(torch.all(torch.isfinite(scale) & (scale > 0))):
+            raise QuantizationError(f"{where}: scale: must be a finite number > 0, got {scale.tolist()}")
+        lowest, highest = (0, 0) if self.quant_mode.is_symmetric else self.qrange
+        is_integral = torch.equal(zero_point, zero_point.round())
+        if not is_integral or not lowest <= int(zero_point.min()) <= int(zero_point.max()) <= highest:
+            raise QuantizationError(
+                f"{where}: zero point: must be an integer from {lowest} to {highest} "
+                f"({self.num_bits} bits, {self.quant_mode.name}), got {zero_point.tolist()}"
+            )
+        return scale, zero_point.to(torch.int32)
+
 
 class ActivationQuantizer(nn.Module):
     """Rounds activations to a grid; `scale` and `zero_point` are in PyTorch's convention.
@@ -93,6 +124,37 @@ class ActivationQuantizer(nn.Module):
             return qmax - qmin
         zero_point = int(self.zero_point)
         return max(qmax - zero_point, 0 if self.settings.clip_half_range else zero_point - qmin)
+
+    @property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """The real range that the grid was laid over: what lies outside is clipped."""
+        return self.settings.ends(self.scale, self.zero_point)
+
+    def set_grid(self, scale: Tensor, zero_point: Tensor | None = None) -> None:
+        """Put another fixed grid in the place of this one; it holds from the next batch on.
+
+        Args:
+            scale: scalar, > 0.
+            zero_point: scalar, an integer of the grid; None keeps it.
+
+        Raises:
+            QuantizationError: ranges are dynamic here, or the values are impossible.
+        """
+        if self.is_dynamic:
+            raise QuantizationError(f"{self.where}: its range is that of each batch, and cannot be set")
+        scale, zero_point = self.settings.checked_grid(
+            scale, self.zero_point if zero_point is None else zero_point, self.where
+        )
+        self.scale, self.zero_point = scale.to(self.scale), zero_point.to(self.zero_point)
+        self._constants = None
+
+    def set_range(self, lo: Tensor, hi: Tensor) -> None:
+        """Lay the grid over [lo, hi] instead.
+
+        Raises:
+            QuantizationError: ranges are dynamic here, or this is no range.
+        """
+        self.set_grid(*self._grid(lo, hi))
 
     def extra_repr(self) -> str:
         """The settings, for `print(model)`."""

@@ -1,7 +1,8 @@
 """Which layer's output reaches which layer's input unchanged, found by running the model once.
 
 A layer's output that is quantized need not be quantized again where it is used, also not after
-operations that only move values or take some of them (views, permutations, ReLU, max pooling).
+operations that only move values, take some of them or add zeros (views, permutations, ReLU, max
+pooling, padding).
 Knows nothing about quantization.
 """
 
@@ -23,20 +24,30 @@ _VALUES_UNCHANGED = frozenset(
         "contiguous",
         "detach",
         "expand",
+        "expand_as",
         "flatten",
+        "flip",
+        "index_select",
+        "movedim",
+        "narrow",
         "permute",
         "ravel",
         "repeat",
         "reshape",
+        "reshape_as",
+        "roll",
         "select",
         "split",
         "squeeze",
         "swapaxes",
+        "swapdims",
+        "tile",
         "transpose",
         "unbind",
         "unflatten",
         "unsqueeze",
         "view",
+        "view_as",
         "__getitem__",
         "channel_shuffle",
         "pixel_shuffle",
@@ -56,6 +67,7 @@ _VALUES_UNCHANGED = frozenset(
         "alpha_dropout",
     ]
 )
+_JOINED = frozenset(["cat", "concat", "concatenate", "stack", "hstack", "vstack"])
 
 
 @dataclass(slots=True)
@@ -63,15 +75,27 @@ class LayerUse:
     """How one layer was called.
 
     Attributes:
-        sources: for each positional argument that is a floating-point tensor, by its index, the layer
-            whose output it is, or None: from elsewhere, changed on the way, or not always the same.
+        origins: for each positional argument that is a floating-point tensor, by its index, the layers
+            whose output it was, each once; None among them: from elsewhere, or changed on the way.
         returns_tensor: whether every call returned one floating-point tensor.
         columns: the largest size of the first argument's last dimension.
+        calls: how many calls there were.
     """
 
-    sources: dict[int, str | None] = field(default_factory=dict)
+    origins: dict[int, dict[str | None, None]] = field(default_factory=dict)
     returns_tensor: bool = True
     columns: int = 1
+    calls: int = 0
+
+    @property
+    def sources(self) -> dict[int, str | None]:
+        """By index of the argument, the layer whose output it always is, or None."""
+        return {i: next(iter(found)) if len(found) == 1 else None for i, found in self.origins.items()}
+
+    def partly_from(self, index: int) -> str | None:
+        """The one layer whose output an argument is in some calls, being from elsewhere in the others."""
+        layers = [name for name in self.origins[index] if name is not None]
+        return layers[0] if len(layers) == 1 and None in self.origins[index] else None
 
 
 def trace_dataflow(
@@ -93,12 +117,13 @@ def trace_dataflow(
     def before(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
             tracker.pause()
-            sources = {i: tracker.source(arg) for i, arg in enumerate(args) if _is_real(arg)}
-            use = uses.setdefault(name, LayerUse(sources))
-            if 0 in sources and args[0].dim():
+            use = uses.setdefault(name, LayerUse())
+            use.calls += 1
+            for index, arg in enumerate(args):
+                if _is_real(arg):
+                    use.origins.setdefault(index, {})[tracker.source(arg)] = None
+            if args and _is_real(args[0]) and args[0].dim():
                 use.columns = max(use.columns, args[0].shape[-1])
-            for index, source in sources.items():
-                use.sources[index] = source if use.sources.get(index, source) == source else None
 
         return hook
 
@@ -152,14 +177,23 @@ class _Tracker(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        source = None
-        if not self._depth and args and getattr(func, "__name__", "") in _VALUES_UNCHANGED:
-            source = self.source(args[0])
-        result = func(*args, **(kwargs or {}))
+        source, name, kwargs = None, getattr(func, "__name__", ""), kwargs or {}
+        if not self._depth and args:
+            if name in _VALUES_UNCHANGED or (name == "pad" and _pads_with_zeros(*args, **kwargs)):
+                source = self.source(args[0])
+            elif name in _JOINED:
+                sources = {self.source(item) for item in args[0]}
+                source = sources.pop() if len(sources) == 1 else None
+        result = func(*args, **kwargs)
         if source is not None:
             for tensor in _tensors(result):
                 self.mark(tensor, source)
         return result
+
+
+def _pads_with_zeros(input: Any, pad: Any, mode: str = "constant", value: float | None = None) -> bool:
+    """Or with values of the input; arguments as of `torch.nn.functional.pad`. Zero is on every grid."""
+    return mode != "constant" or not value
 
 
 def _is_real(value: Any) -> bool:

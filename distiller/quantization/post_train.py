@@ -14,59 +14,74 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import yaml
-from torch import Tensor, nn
+from torch import nn
 
-from distiller.atomic_file import write_whole
 from distiller.data_loggers.quant_stats import check_stats, load_stats
 from distiller.errors import QuantizationError, require
-from distiller.graph import SummaryGraph
+from distiller.functional_modules import to_modules
+from distiller.graph import AdjacencyMap, SummaryGraph
 from distiller.model_transforms import fold_batch_norms
-from distiller.names import named_modules, strip_wrappers, unwrap
+from distiller.names import named_modules, unwrap
 from distiller.quantization.affine import LinearQuantMode
 from distiller.quantization.clipping import ClipMode, check_n_stds
 from distiller.quantization.dataflow import LayerUse, trace_dataflow
-from distiller.quantization.ptq_build import PASSED_OVER, build_layer, kind_of, why_in_float, why_left_alone
-from distiller.quantization.ptq_layers import RangeLinearQuantParamLayerWrapper, RangeLinearQuantWrapper
+from distiller.quantization.functional_operations import (
+    awaited_layers,
+    warn_of_operations_in_float,
+    without_statistics,
+)
+from distiller.quantization.ptq_adjustable import AdjustableQuantizer
+from distiller.quantization.ptq_args import quantizer_arguments
+from distiller.quantization.ptq_build import (
+    PASSED_OVER,
+    build_layer,
+    is_on_weights_grid,
+    kind_of,
+    why_left_alone,
+    why_not_supported,
+)
+from distiller.quantization.ptq_files import plain_overrides, write_parameters
 from distiller.quantization.ptq_prepare import (
     LayerStats,
     check_input_overrides,
     connect_inputs,
+    kept_grids,
     relu_fusions,
+    warn_of_left_alone,
     warn_of_narrow_accumulators,
 )
 from distiller.quantization.ptq_settings import (
     LayerSettings,
+    check_conflicts,
     check_keys,
+    check_no_rescaling,
     parse_accumulator_bits,
     parse_clip,
     parse_flag,
     parse_mode,
     parse_multiplier_bits,
+    parse_precision,
+    with_fp16,
     with_overrides,
 )
-from distiller.quantization.quantizer import QBits, Quantizer, leaf_modules
-from distiller.quantization.stats_propagation import fold_stats, propagate_stats, sole_readers
+from distiller.quantization.quantizer import QBits, leaf_modules
+from distiller.quantization.stats_propagation import fold_stats, propagate_stats, read_ranges, sole_readers
 from distiller.registry import QUANTIZERS
 
-_ARGUMENT_MODES: dict[str, Any] = {
-    "sym": "SYMMETRIC",
-    "sym_restr": "SYMMETRIC_RESTRICTED",
-    "asym_u": "ASYMMETRIC_UNSIGNED",
-    "asym_s": "ASYMMETRIC_SIGNED",
-}
+_FP16 = "fp16 is deprecated: set fpq_module to 16"
 
 
 @QUANTIZERS.register
-class PostTrainLinearQuantizer(Quantizer):
+class PostTrainLinearQuantizer(AdjustableQuantizer):
     """Quantizes weights from their values and activations from calibration statistics.
 
-    Convolutions, linear layers, additions, multiplications, concatenations and matrix products are
-    computed as integer hardware would; any other layer in floating point, its output quantized.
+    Convolutions, linear layers, embeddings, additions, multiplications, concatenations and matrix
+    products are computed as integer hardware would; any other layer in floating point, its output
+    quantized. What only selects values, as max pooling, stays on the grid of its input.
 
     Args:
         model: in floating point; changed in place by `prepare_model`.
@@ -75,9 +90,10 @@ class PostTrainLinearQuantizer(Quantizer):
         bits_accum: width of accumulators and, by default, of biases; 2 to 64. An accumulator that can
             overflow saturates, and is warned of: products of 16 by 16 bits need more than 32.
         overrides: settings of single layers by name or pattern (see `Quantizer`): the bits, and the
-            arguments below from `mode` to `inputs_quant_auto_fallback` but the statistics, `input_overrides`
+            arguments below from `mode` to `fpq_module` but the statistics, `input_overrides`
             (by index of the input: `{from_output: True}` or bits_activations, mode, clip_acts,
-            clip_n_stds), and of other layers `quantize_inputs` and `make_identity`.
+            clip_n_stds), `fake` (computed in floating point between its quantizers, in `fpq_module` where
+            that is given), and of other layers `quantize_inputs` and `make_identity`.
         mode: for activations and weights alike, or `{activations: mode, weights: mode}`.
         clip_acts: how ranges of activations are clipped.
         per_channel_wts: a scale for each output channel of a weight.
@@ -87,13 +103,16 @@ class PostTrainLinearQuantizer(Quantizer):
         scale_approx_mult_bits: approximate rescaling by an integer of that many bits and a shift.
         inputs_quant_auto_fallback: quantize an input that comes from no quantized layer by its own
             statistics; otherwise that is an error.
+        fpq_module: 16, "bf16", 32 or 64: compute the layers in that floating-point type and quantize
+            nothing; of single layers in `overrides`, where null takes a layer out of it.
+        fp16: deprecated, `fpq_module` 16.
         save_fp_weights: keep full-precision weights, for `quantize_params`.
         also_clip_weights: clip weights as activations (AVG: over the filters' extremes; per channel
             that is no clipping).
 
     Attributes:
         model_activation_stats: the statistics; after `prepare_model` as they were used.
-        linear_quant_params: after `prepare_model`, `<layer>.<output_scale, ...>` in Distiller's convention.
+        linear_quant_params: as in the base class.
 
     Raises:
         QuantizationError: a setting is wrong.
@@ -117,17 +136,26 @@ class PostTrainLinearQuantizer(Quantizer):
         clip_half_range: bool = False,
         scale_approx_mult_bits: int | None = None,
         inputs_quant_auto_fallback: bool = True,
+        fpq_module: Literal[16, 32, 64, "bf16"] | None = None,
+        fp16: bool = False,
         save_fp_weights: bool = False,
         also_clip_weights: bool = False,
     ) -> None:
         require(model, nn.Module, "PostTrainLinearQuantizer: model", "a torch.nn.Module")
         self.bits_accum = parse_accumulator_bits(bits_accum, "bits_accum")
+        self._stats_source = "activation statistics"
+        self.model_activation_stats: dict[str, Any] | None = None
+        if model_activation_stats is not None:
+            if not isinstance(model_activation_stats, Mapping):
+                self._stats_source = str(model_activation_stats)
+            self.model_activation_stats = load_stats(model_activation_stats)
         super().__init__(
             model,
             bits_activations=bits_activations,
             bits_weights=bits_parameters,
             bits_bias=self.bits_accum,
             overrides=overrides,
+            awaited_layers=awaited_layers(model, self.model_activation_stats, self._stats_source),
         )
         self.save_fp_weights = parse_flag(save_fp_weights, "save_fp_weights")
         self.default_settings = LayerSettings(
@@ -140,17 +168,14 @@ class PostTrainLinearQuantizer(Quantizer):
             scale_approx_mult_bits=parse_multiplier_bits(scale_approx_mult_bits, "scale_approx_mult_bits"),
             inputs_quant_auto_fallback=parse_flag(inputs_quant_auto_fallback, "inputs_quant_auto_fallback"),
             also_clip_weights=parse_flag(also_clip_weights, "also_clip_weights"),
+            fpq_module=with_fp16(
+                parse_precision(fpq_module, "fpq_module"), parse_flag(fp16, "fp16"), "fpq_module"
+            ),
         )
         check_n_stds(self.default_settings.clip_acts, clip_n_stds, "clip_n_stds")
-        self._stats_source = "activation statistics"
-        self.model_activation_stats: dict[str, Any] | None = None
-        if model_activation_stats is not None:
-            if not isinstance(model_activation_stats, Mapping):
-                self._stats_source = str(model_activation_stats)
-            self.model_activation_stats = load_stats(model_activation_stats)
-            names = [name for name, _ in named_modules(unwrap(model))]
-            check_stats(self.model_activation_stats, names, self._stats_source)
-        elif scale_approx_mult_bits is not None:
+        if fp16 or any(given.get("fp16") for given in self.overrides.values()):
+            warnings.warn(_FP16, DeprecationWarning, stacklevel=2)
+        if self.model_activation_stats is None and scale_approx_mult_bits is not None:
             raise QuantizationError(
                 "scale_approx_mult_bits: needs model_activation_stats, "
                 "dynamic scales are not known beforehand"
@@ -159,8 +184,11 @@ class PostTrainLinearQuantizer(Quantizer):
         self._given_stats = copy.deepcopy(self.model_activation_stats)
         self.default_replacement_fn = self._quantized_layer
         self.replacement_blacklist = PASSED_OVER
-        self.linear_quant_params: OrderedDict[str, Tensor] = OrderedDict()
+        self.linear_quant_params = OrderedDict()
         self._uses: dict[str, LayerUse] = {}
+        self._in_float: set[str] = set()
+        self._left_alone: dict[str, str] = {}
+        self._kept_grids: dict[str, str] = {}
         self._layer_settings: dict[str, LayerSettings] = {}
 
     @classmethod
@@ -176,55 +204,7 @@ class PostTrainLinearQuantizer(Quantizer):
             QuantizationError: activations are to be quantized and there are neither statistics nor
                 `qe_dynamic`, or a setting is wrong.
         """
-        if parse_multiplier_bits(args.qe_scale_approx_bits, "--qe-scale-approx-bits") is not None:
-            other = "--qe-dynamic" if args.qe_dynamic else None if args.qe_bits_acts else "--qe-bits-acts 0"
-            if other is not None:
-                raise QuantizationError(
-                    f"--qe-scale-approx-bits: with {other} there is no change of scale that is known "
-                    "beforehand; leave one of them out"
-                )
-        if args.qe_stats_file is None and not args.qe_dynamic and args.qe_bits_acts:
-            raise QuantizationError(
-                "post-training quantization: activations need statistics; give --qe-stats-file, "
-                "--qe-calibration or --qe-dynamic, or --qe-bits-acts 0 for weights only"
-            )
-        overrides: dict[str, Any] = {
-            strip_wrappers(name): {"clip_acts": "NONE"} for name in args.qe_no_clip_layers
-        }
-        for name in args.qe_no_quant_layers:
-            overrides[strip_wrappers(name)] = {"bits_activations": None, "bits_weights": None}
-        modes: dict[str, Any] = {
-            "activations": args.qe_mode_acts or args.qe_mode,
-            "weights": args.qe_mode_wts or args.qe_mode,
-        }
-        return cls(
-            model,
-            args.qe_bits_acts,
-            args.qe_bits_wts,
-            args.qe_bits_accum,
-            overrides,
-            {key: _ARGUMENT_MODES.get(value, value) for key, value in modes.items()},
-            args.qe_clip_acts,
-            args.qe_per_channel,
-            None if args.qe_dynamic else args.qe_stats_file,
-            clip_n_stds=args.qe_clip_n_stds,
-            scale_approx_mult_bits=args.qe_scale_approx_bits,
-            save_fp_weights=args.qe_save_fp_weights,
-        )
-
-    def quantize_params(self) -> None:
-        """Quantize the weights again from their full-precision copies, `float_weight`, where kept."""
-        for wrapper in self._wrappers().values():
-            if isinstance(wrapper, RangeLinearQuantParamLayerWrapper) and hasattr(
-                wrapper.wrapped_module, "float_weight"
-            ):
-                wrapper.quantize_weight()
-
-    def named_linear_quant_params(self) -> Iterator[tuple[str, Tensor]]:
-        """`<layer>.output_scale`, `output_zero_point`, `w_scale`, `w_zero_point`: Distiller's convention."""
-        for name, wrapper in self._wrappers().items():
-            for key, value in wrapper.named_linear_quant_params():
-                yield f"{name}.{key}", value
+        return cls(model, **quantizer_arguments(args))
 
     def save_per_layer_parameters(self, save_dir: str | Path) -> list[Path]:
         """Write `layer_quant_params.yaml` and, with statistics, `quant_stats_after_prepare_model.yaml`.
@@ -240,22 +220,13 @@ class PostTrainLinearQuantizer(Quantizer):
         """
         if not self.is_prepared:
             raise QuantizationError("save_per_layer_parameters: call prepare_model first")
-        stats = self.model_activation_stats
-        contents: dict[str, Any] = {}
-        for name in self._wrappers():
-            contents[name] = self._layer_settings[name].as_parameters()
-            if stats is not None:
-                contents[name]["model_activation_stats"] = stats.get(name)
-        contents["linear_quant_params"] = {k: v.tolist() for k, v in self.named_linear_quant_params()}
-        files = {"layer_quant_params.yaml": contents}
-        if stats is not None:
-            files["quant_stats_after_prepare_model.yaml"] = stats
-        try:
-            for file, content in files.items():
-                write_whole(Path(save_dir) / file, yaml.dump(content, Dumper=_NoAliasDumper, sort_keys=False))
-        except OSError as error:
-            raise QuantizationError(f"{save_dir}: cannot be written, {error.strerror or error}") from error
-        return [Path(save_dir) / file for file in files]
+        replaced = [name for name, wrapper in self.modules_processed.values() if wrapper is not None]
+        return write_parameters(
+            save_dir,
+            {name: self._layer_settings[name] for name in replaced},
+            dict(self.named_linear_quant_params()),
+            self.model_activation_stats,
+        )
 
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments except the model, as plain data."""
@@ -264,7 +235,7 @@ class PostTrainLinearQuantizer(Quantizer):
             "bits_activations": default.bits.acts,
             "bits_parameters": default.bits.wts,
             "bits_accum": self.bits_accum,
-            "overrides": _plain(self.overrides),
+            "overrides": plain_overrides(self.overrides),
             "mode": {"activations": default.mode.activations.name, "weights": default.mode.weights.name},
             "clip_acts": default.clip_acts.name,
             "per_channel_wts": default.per_channel_wts,
@@ -273,6 +244,7 @@ class PostTrainLinearQuantizer(Quantizer):
             "clip_half_range": default.clip_half_range,
             "scale_approx_mult_bits": default.scale_approx_mult_bits,
             "inputs_quant_auto_fallback": default.inputs_quant_auto_fallback,
+            "fpq_module": default.fpq_module,
             "save_fp_weights": self.save_fp_weights,
             "also_clip_weights": default.also_clip_weights,
         }
@@ -284,89 +256,135 @@ class PostTrainLinearQuantizer(Quantizer):
                 "pass distiller.get_dummy_input(input_shape=model.input_shape)"
             )
         self.model.eval()
+        self._make_modules(dummy_input)
+        self._put(self._identities(name for name in self.layers if self._settings_of(name).make_identity))
         graph = SummaryGraph(self.model, dummy_input, purpose="post-training quantization")
         adjacency = graph.adjacency_map()
         fold_batch_norms(self.model, adjacency_map=adjacency)
-        layers = leaf_modules(self.model)
-        folded: dict[str, Any] = {
-            name: layer.fused_modules for name, layer in layers.items() if hasattr(layer, "fused_modules")
-        }
-        is_dynamic = self.model_activation_stats is None
-        readers = {
-            name: reader
-            for name, reader in sole_readers(adjacency, folded).items()
-            if name in layers
-            and self.module_qbits_map[name].acts
-            and not why_in_float(layers[name], is_dynamic)
-        }
         if self.model_activation_stats is not None:
-            stats = fold_stats(self.model_activation_stats, folded)
-            self.model_activation_stats = propagate_stats(stats, readers, layers)
-        for name, relu in relu_fusions(readers, layers, self._may_fuse_relu).items():
-            self.module_overrides_map[name]["clip_half_range"] = True
-            self.module_overrides_map[relu]["make_identity"] = True
-        self._drop_layers()
-        self._trace(dummy_input)
-
-    def _trace(self, dummy_input: Any) -> None:
-        """See how the model runs its layers, and which of them can be quantized."""
-        stats = LayerStats(self.model_activation_stats, self._stats_source)
+            self._in_float = without_statistics(self.model, self.model_activation_stats)
+        if self._quantizes_activations:
+            warn_of_operations_in_float(graph, self._in_float, self.model)
         layers = {
-            n: layer for n, layer in leaf_modules(self.model).items() if not isinstance(layer, PASSED_OVER)
+            name: layer
+            for name, layer in leaf_modules(self.model).items()
+            if not isinstance(layer, PASSED_OVER) and name not in self._in_float
         }
-        self._uses = trace_dataflow(self.model, layers, dummy_input)
+        self._find_left_alone(layers, trace_dataflow(self.model, layers, dummy_input))
+        fused = self._narrow_and_fuse(layers, adjacency)
+        left = {name: layer for name, layer in layers.items() if name not in fused}
+        self._uses = trace_dataflow(self.model, left, dummy_input)
+        self._kept_grids = kept_grids(left, self._uses, self._is_quantized, self._may_keep_grid)
         check_input_overrides(self.overrides, self.override_keys, self._uses)
-        self._layer_stats = stats
+        self._layer_stats = LayerStats(self.model_activation_stats, self._stats_source)
+        self._layer_stats.check(
+            [name for name in left if self._has_own_grid(name) and name not in self._kept_grids]
+        )
+
+    def _find_left_alone(self, layers: Mapping[str, nn.Module], uses: Mapping[str, LayerUse]) -> None:
+        """Take note of the layers that were to be quantized and cannot be, and warn of them."""
         self._left_alone = {
             name: reason
             for name, layer in layers.items()
             if self._wants_quantization(name, layer)
-            and (reason := why_left_alone(layer, self._uses.get(name), stats.is_dynamic)) is not None
+            and (reason := why_left_alone(layer, uses.get(name), self.model_activation_stats is None))
         }
-        stats.check([n for n in layers if self.module_qbits_map[n].acts and n not in self._left_alone])
-        by_reason: dict[str, list[str]] = {}
-        for name, reason in self._left_alone.items():
-            if name in self._uses or kind_of(layers[name]) == "param":  # nothing of the others is lost
-                by_reason.setdefault(reason, []).append(f"'{name}'")
-        for reason, names in by_reason.items():
-            warnings.warn(f"not quantized, since {reason}: {', '.join(names)}", stacklevel=4)
+        warn_of_left_alone(self._left_alone, layers, uses)
+
+    def _narrow_and_fuse(self, layers: Mapping[str, nn.Module], adjacency: AdjacencyMap) -> set[str]:
+        """Narrow the statistics to what is read, and let layers do the work of ReLUs, which are returned."""
+        folded: dict[str, Any] = {
+            name: layer.fused_modules
+            for name, layer in leaf_modules(self.model).items()
+            if hasattr(layer, "fused_modules")
+        }
+        if self.model_activation_stats is not None:
+            ranges = read_ranges(adjacency, folded, layers)
+            self.model_activation_stats = propagate_stats(
+                fold_stats(self.model_activation_stats, folded),
+                {name: read for name, read in ranges.items() if self._has_own_grid(name)},
+            )
+        fused = relu_fusions(sole_readers(adjacency, folded), layers, self._may_fuse_relu)
+        for name in fused:
+            self.module_overrides_map[name]["clip_half_range"] = True
+        self._put(self._identities(fused.values()))
+        return set(fused.values())
+
+    def _make_modules(self, dummy_input: Any) -> None:
+        """Make modules of functional operations where the statistics name them, or none are needed."""
+        stats, source = self.model_activation_stats, self._stats_source
+        if awaited_layers(self.model, stats, source) or (stats is None and self._quantizes_activations):
+            to_modules(self.model, dummy_input)
+            check_stats(stats or {}, [name for name, _ in named_modules(unwrap(self.model))], source)
+            self._read_layers()
+            self._check_overrides()
+
+    @property
+    def _quantizes_activations(self) -> bool:
+        return self.default_settings.bits.acts is not None and not self.default_settings.is_float
 
     def _after_replacement(self, dummy_input: Any) -> None:
-        connect_inputs(self._wrappers(), self._uses, self._layer_settings, self._layer_stats)
+        wrappers = self._wrappers()
+        connect_inputs(wrappers, self._uses, self._layer_settings, self._layer_stats)
+        for name in self._kept_grids:
+            grid = wrappers[name].output_quant_settings
+            assert grid is not None
+            self._layer_settings[name] = self._layer_settings[name].with_output(grid)
         self.linear_quant_params = OrderedDict(self.named_linear_quant_params())
-        warn_of_narrow_accumulators(self._wrappers(), self._uses, self.bits_accum)
+        warn_of_narrow_accumulators(wrappers, self._uses, self.bits_accum)
 
     def _quantized_layer(
         self, layer: nn.Module, name: str, bits: QBits, **overrides: Any
     ) -> nn.Module | None:
-        if name in self._left_alone:
+        if name in self._left_alone or name in self._in_float:
             return None
-        settings = with_overrides(self.default_settings, bits, overrides, kind_of(layer), name)
+        settings, keeps_grid = self._settings_of(name), name in self._kept_grids
         self._layer_settings[name] = settings
-        return build_layer(layer, name, settings, self._layer_stats, self.bits_accum, self.save_fp_weights)
+        return build_layer(
+            layer, name, settings, self._layer_stats, self.bits_accum, self.save_fp_weights, keeps_grid
+        )
+
+    def _settings_of(self, name: str) -> LayerSettings:
+        bits, overrides = self.module_qbits_map[name], self.module_overrides_map[name]
+        return with_overrides(self.default_settings, bits, overrides, kind_of(self.layers[name]), name)
 
     def _wants_quantization(self, name: str, layer: nn.Module) -> bool:
-        bits = self.module_qbits_map[name]
-        return bits.acts is not None or (bits.wts is not None and kind_of(layer) == "param")
+        settings = self._settings_of(name)
+        has_weight = kind_of(layer) in ("param", "embedding")
+        # Of layers that are not supported the weight is meant, too.
+        wts = self.default_qbits.wts if why_not_supported(layer) and not has_weight else settings.bits.wts
+        return not settings.is_float and (settings.bits.acts is not None or wts is not None)
+
+    def _is_quantized(self, name: str) -> bool:
+        """Whether the layer's output is."""
+        if name in self._left_alone or name in self._in_float:
+            return False
+        if name not in self.layers or isinstance(self.layers[name], PASSED_OVER):
+            return False
+        settings = self._settings_of(name)
+        return settings.bits.acts is not None and not settings.is_float
+
+    def _has_own_grid(self, name: str) -> bool:
+        """Whether the layer's output is quantized by statistics of its own."""
+        return self._is_quantized(name) and not is_on_weights_grid(self.layers[name], self._settings_of(name))
 
     def _may_fuse_relu(self, layer: str, relu: str) -> bool:
         """A ReLU with settings of its own stays, so that they are not passed over in silence."""
         same_bits = self.module_qbits_map[relu].acts == self.module_qbits_map[layer].acts
         same_overrides = self.module_overrides_map[relu] == self.module_overrides_map[layer]
-        return relu not in self.override_keys or (same_bits and same_overrides)
+        is_alike = relu not in self.override_keys or (same_bits and same_overrides)
+        return self._has_own_grid(layer) and is_alike
 
-    def _drop_layers(self) -> None:
-        dropped = [name for name, given in self.module_overrides_map.items() if given.get("make_identity")]
-        self._put(
-            {self.layers[name]: nn.Identity() for name in dropped if kind_of(self.layers[name]) == "other"}
-        )
+    def _may_keep_grid(self, layer: str, source: str) -> bool:
+        """A module with settings of its own, or with a ReLU of its own, has a grid of its own."""
+        settings, others = self._settings_of(layer), self._settings_of(source)
+        has_relu = settings.clip_half_range and not others.clip_half_range
+        is_alike = layer not in self.override_keys or settings.output() == others.output()
+        return is_alike and not has_relu and not settings.quantize_inputs
 
-    def _wrappers(self) -> dict[str, RangeLinearQuantWrapper]:
-        return {
-            name: wrapper
-            for name, wrapper in self.modules_processed.values()
-            if isinstance(wrapper, RangeLinearQuantWrapper)
-        }
+    def _identities(self, names: Iterable[str]) -> dict[nn.Module, nn.Module]:
+        """Layers that are to go, with what takes their place."""
+        return {self.layers[name]: nn.Identity().train(self.layers[name].training) for name in names}
 
     def _check_overrides(self) -> None:
         kinds: dict[str, set[str]] = {key: set() for key in self.overrides}
@@ -374,25 +392,6 @@ class PostTrainLinearQuantizer(Quantizer):
             if name in self.override_keys:
                 kinds[self.override_keys[name]].add(kind_of(layer))
         check_keys(self.overrides, kinds)
-        for name, layer in self.layers.items():
-            bits, given = self.module_qbits_map[name], self.module_overrides_map[name]
-            settings = with_overrides(self.default_settings, bits, given, kind_of(layer), name)
-            if settings.scale_approx_mult_bits is not None and self.model_activation_stats is None:
-                raise QuantizationError(
-                    f"{name}: scale_approx_mult_bits: needs model_activation_stats, dynamic scales are not "
-                    "known beforehand"
-                )
-
-
-class _NoAliasDumper(yaml.SafeDumper):
-    """Writes equal parts out again: a file for people, not a graph."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _plain(value: Any) -> Any:
-    """Overrides with members of enumerations by their names."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return value.name if isinstance(value, LinearQuantMode | ClipMode) else value
+        check_conflicts(self.overrides)
+        if self.model_activation_stats is None:
+            check_no_rescaling({name: self._settings_of(name) for name in self.layers})

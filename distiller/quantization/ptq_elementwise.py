@@ -1,7 +1,7 @@
 """Additions, multiplications, concatenations and matrix products after post-training quantization.
 
-Addition and concatenation bring their inputs to the output's scale; the rounding is done once, on
-the result. A product's accumulator has the product of the inputs' scales.
+Addition, subtraction, concatenation and stacking bring their inputs to the output's scale; the rounding
+is done once, on the result. A product's accumulator has the product of the inputs' scales.
 Knows nothing about models or statistics files.
 """
 
@@ -11,7 +11,8 @@ import math
 
 from torch import Tensor
 
-from distiller.quantization.ptq_layers import RangeLinearQuantWrapper, bits_to_hold
+from distiller.quantization.ptq_layers import bits_to_hold
+from distiller.quantization.ptq_wrapper import RangeLinearQuantWrapper
 
 
 class _SameScaleWrapper(RangeLinearQuantWrapper):
@@ -29,8 +30,16 @@ class RangeLinearQuantConcatWrapper(_SameScaleWrapper):
     """`distiller.modules.Concat`: inputs at the output's scale, joined."""
 
 
+class RangeLinearQuantStackWrapper(_SameScaleWrapper):
+    """`distiller.modules.Stack`: inputs at the output's scale, stacked."""
+
+
 class RangeLinearQuantEltwiseAddWrapper(_SameScaleWrapper):
     """`distiller.modules.EltwiseAdd`: inputs at the output's scale, added."""
+
+
+class RangeLinearQuantEltwiseSubWrapper(_SameScaleWrapper):
+    """`distiller.modules.EltwiseSub`: inputs at the output's scale, subtracted."""
 
 
 class _ProductWrapper(RangeLinearQuantWrapper):
@@ -42,9 +51,9 @@ class _ProductWrapper(RangeLinearQuantWrapper):
         accumulator = self.saturated(self.wrapped_module(*inputs), largest)
         return self.rescaled(accumulator)
 
-    def accumulator_bits(self, terms: int = 1) -> int:
+    def accumulator_bits(self, terms: int = 1) -> int | None:
         """As in the base class."""
-        return bits_to_hold(self._largest_sum(self._products_summed(terms)))
+        return None if self.is_fake else bits_to_hold(self._largest_sum(self._products_summed(terms)))
 
     def _largest_sum(self, products: int) -> float:
         return float(products * math.prod(grid.largest_level for grid in self.input_grids.values()))
@@ -68,5 +77,7 @@ __all__ = [
     "RangeLinearQuantConcatWrapper",
     "RangeLinearQuantEltwiseAddWrapper",
     "RangeLinearQuantEltwiseMultWrapper",
+    "RangeLinearQuantEltwiseSubWrapper",
     "RangeLinearQuantMatmulWrapper",
+    "RangeLinearQuantStackWrapper",
 ]

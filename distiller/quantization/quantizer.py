@@ -11,22 +11,33 @@ import re
 import warnings
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from distiller.errors import QuantizationError, UnknownNameError, did_you_mean
-from distiller.graph import is_leaf
+from distiller.functional_modules import to_modules
+from distiller.graph import input_shape_of, is_leaf
 from distiller.names import canonical, named_modules, strip_wrappers, unwrap
 from distiller.quantization.affine import check_bits
+from distiller.quantization.functional_operations import is_converted
 from distiller.registry import QUANTIZERS
 from distiller.signatures import check_settings
 
 BITS_KEYS = ("bits_activations", "bits_weights", "bits_bias")
 _OLD_KEYS = {"acts": "bits_activations", "wts": "bits_weights", "bias": "bits_bias"}
 _OPAQUE = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+_METADATA: dict[str, Any] = {
+    "class": str,
+    "params": Mapping,
+    "input_shape": list | tuple | None,
+    "input_dtype": list | tuple | str | None,
+    "functional_modules": bool | None,
+}
+_OPTIONAL_METADATA = ("input_dtype", "functional_modules")
 _PARAMETER_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding)
 
 
@@ -52,6 +63,8 @@ class Quantizer(ABC):
         bits_bias: default width of biases, 2 to 64, or 0 or None.
         overrides: by layer name or pattern, `bits_activations`, `bits_weights`, `bits_bias` and
             what the subclass takes.
+        awaited_layers: names of layers that the model has not yet, but gets in `prepare_model`; overrides may
+            be for them.
 
     Attributes:
         module_qbits_map: bits of each layer, by canonical name.
@@ -71,26 +84,13 @@ class Quantizer(ABC):
         bits_weights: int | None = None,
         bits_bias: int | None = None,
         overrides: Mapping[str, Any] | None = None,
+        awaited_layers: Collection[str] = (),
     ) -> None:
         self.model = model
         self.overrides = _checked_overrides(overrides)
         default = {"bits_activations": bits_activations, "bits_weights": bits_weights, "bits_bias": bits_bias}
         self.default_qbits = _qbits(default, "")
-        self.layers = leaf_modules(model)
-        if "" in self.layers:
-            raise QuantizationError(
-                f"the model is a single {type(model).__name__} without submodules; "
-                "quantizers replace submodules: put it into an nn.Sequential"
-            )
-        containers = {name for name, _ in named_modules(unwrap(model)) if name and name not in self.layers}
-        self.override_keys = match_overrides(self.overrides, list(self.layers), containers)
-        self.module_qbits_map: dict[str, QBits] = {}
-        self.module_overrides_map: dict[str, dict[str, Any]] = {}
-        for name, module in self.layers.items():
-            given = self.overrides.get(self.override_keys.get(name, ""), {})
-            bits = _qbits({**default, **{key: given[key] for key in BITS_KEYS if key in given}}, name)
-            self.module_qbits_map[name] = bits if isinstance(module, _PARAMETER_LAYERS) else QBits(bits.acts)
-            self.module_overrides_map[name] = {k: v for k, v in given.items() if k not in BITS_KEYS}
+        self._read_layers(awaited_layers)
         self.replacement_factory: dict[type[nn.Module], Callable[..., nn.Module | None]] = {}
         self.default_replacement_fn: Callable[..., nn.Module | None] | None = None
         self.replacement_blacklist: tuple[type[nn.Module], ...] = ()
@@ -118,7 +118,8 @@ class Quantizer(ABC):
         unwrap(self.model).quantizer_metadata = {  # type: ignore[assignment]
             "class": type(self).__name__,
             "params": self.settings(),
-            "input_shape": _shape(dummy_input),
+            "input_shape": _of_each(dummy_input, lambda tensor: tuple(tensor.shape)),
+            **_facts_of(dummy_input, unwrap(self.model)),
         }
 
     @abstractmethod
@@ -130,7 +131,7 @@ class Quantizer(ABC):
         """The constructor's arguments except the model, as plain data."""
 
     def quantizer_metadata(self) -> dict[str, Any]:
-        """`class`, `params` and `input_shape`: plain data for `rebuild_quantized`.
+        """How the model was prepared, as plain data for `rebuild_quantized`.
 
         Raises:
             QuantizationError: the model is not prepared yet.
@@ -139,6 +140,28 @@ class Quantizer(ABC):
         if not self.is_prepared or metadata is None:
             raise QuantizationError("quantizer_metadata: call prepare_model first")
         return metadata
+
+    def _read_layers(self, awaited: Collection[str] = ()) -> None:
+        """Take note of the model's layers, and of what the settings say of each."""
+        self.layers = leaf_modules(self.model)
+        if "" in self.layers:
+            raise QuantizationError(
+                f"the model is a single {type(self.model).__name__} without submodules; "
+                "quantizers replace submodules: put it into an nn.Sequential"
+            )
+        names = [*self.layers, *(name for name in awaited if name not in self.layers)]
+        containers = {
+            name for name, _ in named_modules(unwrap(self.model)) if name and name not in self.layers
+        }
+        self.override_keys = match_overrides(self.overrides, names, containers)
+        self.module_qbits_map: dict[str, QBits] = {}
+        self.module_overrides_map: dict[str, dict[str, Any]] = {}
+        default = dict(zip(BITS_KEYS, self.default_qbits, strict=True))
+        for name, module in self.layers.items():
+            given = self.overrides.get(self.override_keys.get(name, ""), {})
+            bits = _qbits({**default, **{key: given[key] for key in BITS_KEYS if key in given}}, name)
+            self.module_qbits_map[name] = bits if isinstance(module, _PARAMETER_LAYERS) else QBits(bits.acts)
+            self.module_overrides_map[name] = {k: v for k, v in given.items() if k not in BITS_KEYS}
 
     def _before_replacement(self, dummy_input: Any) -> None:  # noqa: B027 - may be left out
         """What is done to the whole model first."""
@@ -189,15 +212,17 @@ def rebuild_quantized(model: nn.Module, metadata: Mapping[str, Any]) -> Quantize
         UnknownNameError: no such quantizer is registered.
         QuantizationError: the description is not one, or does not fit the model.
     """
-    for key, kind in (("class", str), ("params", Mapping), ("input_shape", list | tuple | None)):
-        if key not in metadata:
+    for key, kind in _METADATA.items():
+        if key not in metadata and key not in _OPTIONAL_METADATA:
             raise QuantizationError(f"quantizer_metadata: has no '{key}'; it is not of this library")
-        if not isinstance(metadata[key], kind):
+        if not isinstance(metadata.get(key), kind):
             raise QuantizationError(f"quantizer_metadata.{key}: is malformed, got {metadata[key]!r}")
     factory, params = QUANTIZERS.look_up(metadata["class"]), metadata["params"]
     for path, text in check_settings(factory, params):
         raise QuantizationError(f"quantizer_metadata.params.{'.'.join(map(str, path))}: {text}")
-    dummy_input = _zeros(metadata["input_shape"], model)
+    dummy_input = _zeros(metadata["input_shape"], metadata.get("input_dtype"), model)
+    if metadata.get("functional_modules") and not is_converted(unwrap(model)):
+        to_modules(model, _input_of(model) if dummy_input is None else dummy_input)
     quantizer = factory(model, **params)
     quantizer.prepare_model(dummy_input)
     return quantizer
@@ -318,25 +343,53 @@ def _qbits(given: Mapping[str, Any], name: str) -> QBits:
     )
 
 
-def _shape(dummy_input: Any) -> Any:
+def _facts_of(dummy_input: Any, model: nn.Module) -> dict[str, Any]:
+    """What else is to be known to prepare a model alike: `input_dtype` of integers, `functional_modules`."""
+    dtypes = _of_each(dummy_input, _integer_type)
+    facts: dict[str, Any] = {"functional_modules": True} if is_converted(model) else {}
+    return facts if set(pytree.tree_leaves(dtypes)) <= {None} else {**facts, "input_dtype": dtypes}
+
+
+def _of_each(dummy_input: Any, fact: Callable[[Tensor], Any]) -> Any:
+    """A fact about a tensor, or about each of several, nested as they are."""
     if dummy_input is None:
         return None
     if isinstance(dummy_input, Tensor):
-        return tuple(dummy_input.shape)
-    return tuple(_shape(item) for item in dummy_input)
+        return fact(dummy_input)
+    if not isinstance(dummy_input, list | tuple):
+        raise QuantizationError(
+            f"prepare_model: the input must be a tensor, or tensors nested in tuples, got {dummy_input!r}"
+        )
+    return tuple(_of_each(item, fact) for item in dummy_input)
 
 
-def _zeros(shape: Any, model: nn.Module) -> Any:
-    """Zeros in the shape that `_shape` found."""
+def _integer_type(tensor: Tensor) -> str | None:
+    """`int64`, say; None for floating point, whose type is that of the model."""
+    return None if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
+
+
+def _input_of(model: nn.Module) -> Any:
+    """Zeros of the shape that the model says its input has."""
+    return _zeros(input_shape_of(model, "making modules of functional operations"), None, model)
+
+
+def _zeros(shape: Any, dtype: Any, model: nn.Module) -> Any:
+    """Zeros of the shapes and types that `_of_each` found; without a type, that of the model."""
     if shape is None:
         return None
     if not isinstance(shape, list | tuple):
         raise QuantizationError(f"quantizer_metadata.input_shape: is malformed, got {shape!r}")
     if any(isinstance(item, list | tuple) for item in shape):
-        return tuple(_zeros(item, model) for item in shape)
-    some_parameter = next(model.parameters(), None)
+        dtypes = dtype if isinstance(dtype, list | tuple) else [dtype] * len(shape)
+        if len(dtypes) != len(shape):
+            raise QuantizationError(f"quantizer_metadata.input_dtype: must fit {shape!r}, got {dtype!r}")
+        return tuple(_zeros(*pair, model) for pair in zip(shape, dtypes, strict=True))
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    kind = like.dtype if dtype is None else getattr(torch, str(dtype), None)
+    if not isinstance(kind, torch.dtype):
+        raise QuantizationError(f"quantizer_metadata.input_dtype: must be a type of numbers, got {dtype!r}")
     try:
-        return torch.zeros(shape, device=None if some_parameter is None else some_parameter.device)
+        return torch.zeros(shape, device=like.device, dtype=kind)
     except (TypeError, RuntimeError) as error:
         raise QuantizationError(
             f"quantizer_metadata.input_shape: must be a tuple of sizes, got {shape!r}"

@@ -1,4 +1,4 @@
-"""A network with Distiller's names, and quantizing in one call."""
+"""Networks with Distiller's names, and quantizing in one call."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distiller.functional_modules import DistillerLSTM
 from distiller.modules import EltwiseAdd
 from distiller.quantization.post_train import PostTrainLinearQuantizer
 
@@ -58,6 +59,21 @@ class DistillersResNet18(nn.Module):
         for index in range(4):
             x = self.get_submodule(f"layer{index + 1}")(x)
         return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+class WordModel(nn.Module):
+    """A language model: words, two layers of an LSTM made of modules, words; tied where it runs one way."""
+
+    def __init__(self, is_bidirectional: bool = False) -> None:
+        super().__init__()
+        self.encoder = nn.Embedding(20, 8)
+        self.rnn = DistillerLSTM(8, 8, 2, bidirectional=is_bidirectional)
+        self.decoder = nn.Linear(16 if is_bidirectional else 8, 20)
+        if not is_bidirectional:
+            self.decoder.weight = self.encoder.weight
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.decoder(self.rnn(self.encoder(words))[0])  # (steps, batch, 20)
 
 
 def quantized(model: nn.Module, stats: Any, dummy: Tensor = DUMMY, **kwargs: Any) -> Any:

@@ -21,7 +21,7 @@ def torch_result(quantizer: ActivationQuantizer, x: torch.Tensor) -> torch.Tenso
     return torch.fake_quantize_per_tensor_affine(x, quantizer.scale, quantizer.zero_point, qmin, qmax)
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8, 16])
 @pytest.mark.parametrize("mode", list(Mode))
 @pytest.mark.parametrize("stats", [STATS, None])
 def test_equals_torch_kernel_bit_for_bit(bits, mode, stats) -> None:
@@ -31,10 +31,11 @@ def test_equals_torch_kernel_bit_for_bit(bits, mode, stats) -> None:
     assert result.data_ptr() != X.data_ptr()
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8, 16])
 @pytest.mark.parametrize("mode", list(Mode))
 @pytest.mark.parametrize("stats", [STATS, None])
-def test_half_range_is_a_relu_as_well(mode, stats) -> None:
-    quantizer = ActivationQuantizer(QuantSettings(8, mode, clip_half_range=True), stats, "x")
+def test_half_range_is_a_relu_as_well(mode, stats, bits) -> None:
+    quantizer = ActivationQuantizer(QuantSettings(bits, mode, clip_half_range=True), stats, "x")
     result = quantizer(X)
     assert torch.equal(result, torch_result(quantizer, torch.relu(X)))
 
@@ -97,3 +98,56 @@ def test_missing_statistic_names_the_stream() -> None:
 def test_shows_its_settings() -> None:
     quantizer = ActivationQuantizer(QuantSettings(8, Mode.SYMMETRIC), {**STATS, "max": 127.5}, "x")
     assert repr(quantizer) == "ActivationQuantizer(8 bits, SYMMETRIC, clip NONE, scale=1, zp=0)"
+
+
+@pytest.mark.parametrize("half_range", [False, True])
+@pytest.mark.parametrize("mode", list(Mode))
+def test_a_grid_laid_over_the_ends_of_another_is_that_other(mode, half_range) -> None:
+    settings = QuantSettings(8, mode, clip_half_range=half_range)
+    quantizer, other = (
+        ActivationQuantizer(settings, {**STATS, "max": largest}, "x") for largest in (3.0, 9.0)
+    )
+    before = quantizer(X)
+    scale, zero_point, ends = quantizer.scale, quantizer.zero_point, quantizer.ends
+    quantizer.set_range(*other.ends)
+    assert torch.equal(quantizer(X), other(X))
+    quantizer.set_range(*ends)
+    torch.testing.assert_close((quantizer.scale, quantizer.zero_point), (scale, zero_point))
+    quantizer.set_grid(scale, zero_point)
+    assert torch.equal(quantizer(X), before)
+
+
+def test_ends_of_a_range_worked_by_hand() -> None:
+    # 8 bits over [-1, 3]: scale 4 / 255, zero point round(63.75) = 64, so [-64, 191] steps
+    lo, hi = ActivationQuantizer(QuantSettings(8, Mode.ASYMMETRIC_UNSIGNED), STATS, "x").ends
+    assert (lo.item(), hi.item()) == pytest.approx((-64 * 4 / 255, 191 * 4 / 255))
+    lo, hi = ActivationQuantizer(QuantSettings(8, Mode.SYMMETRIC), STATS, "x").ends
+    assert (lo.item(), hi.item()) == pytest.approx((-3.0, 3.0))
+
+
+@pytest.mark.parametrize(
+    ("scale", "zero_point", "text"),
+    [
+        (0.0, 0, "x: scale: must be a finite number > 0, got 0.0"),
+        (float("inf"), 0, "x: scale: must be a finite number > 0, got inf"),
+        (
+            1.0,
+            256,
+            "x: zero point: must be an integer from 0 to 255 (8 bits, ASYMMETRIC_UNSIGNED), got 256.0",
+        ),
+        (1.0, 0.5, "x: zero point: must be an integer from 0 to 255 (8 bits, ASYMMETRIC_UNSIGNED), got 0.5"),
+    ],
+)
+def test_impossible_grids_are_refused(scale, zero_point, text) -> None:
+    quantizer = ActivationQuantizer(QuantSettings(8, Mode.ASYMMETRIC_UNSIGNED), STATS, "x")
+    before = quantizer(X)
+    with pytest.raises(QuantizationError) as error:
+        quantizer.set_grid(torch.tensor(scale), torch.tensor(float(zero_point)))
+    assert str(error.value) == text
+    assert torch.equal(quantizer(X), before)
+
+
+def test_a_dynamic_grid_cannot_be_set() -> None:
+    quantizer = ActivationQuantizer(QuantSettings(8, Mode.SYMMETRIC), None, "x")
+    with pytest.raises(QuantizationError, match="^x: its range is that of each batch, and cannot be set$"):
+        quantizer.set_grid(torch.tensor(1.0))

@@ -92,17 +92,42 @@ def test_fake_quantize_per_channel_equals_torch_kernel_bit_for_bit(bits, mode) -
     assert torch.equal(affine.fake_quantize(x, scale, zero_point, qmin, qmax, axis=0), expected)
 
 
+@pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("mode", MODES)
-def test_quantize_and_dequantize_equal_numpy(mode) -> None:
-    x = random_values(3)
-    scale, zero_point = affine.scale_and_zero_point(x.amin(), x.amax(), 8, mode)
-    qmin, qmax = affine.quantized_range(8, mode)
-    inverse = np.float32(1) / scale.numpy()
-    expected = np.clip(np.rint(x.numpy() * inverse) + zero_point.numpy(), qmin, qmax).astype(np.int32)
-    q = affine.quantize(x, scale, zero_point, qmin, qmax)
-    assert np.array_equal(q.numpy(), expected)
-    expected_real = (expected - zero_point.numpy()).astype(np.float32) * scale.numpy()
-    assert np.array_equal(affine.dequantize(q, scale, zero_point).numpy(), expected_real)
+@pytest.mark.parametrize("bits", BITS)
+def test_quantize_and_dequantize_equal_numpy_bit_for_bit(bits, mode, per_channel) -> None:
+    for seed, clip in ((3, 1.0), (4, 0.6)):
+        x = random_values(seed)
+        rows = x.flatten(1) if per_channel else x.reshape(1, -1)
+        lo, hi = rows.amin(1) * clip, rows.amax(1) * clip
+        scale, zero_point = affine.scale_and_zero_point(lo, hi, bits, mode)
+        expected_scale, expected_zero_point = by_numpy(lo.numpy(), hi.numpy(), bits, mode)
+        assert np.array_equal(scale.numpy(), expected_scale)
+        assert np.array_equal(zero_point.numpy(), expected_zero_point)
+        qmin, qmax = affine.quantized_range(bits, mode)
+        shape = (-1, 1, 1, 1) if per_channel else (1,)
+        scales, zeros = expected_scale.reshape(shape), expected_zero_point.reshape(shape)
+        q = np.clip(np.rint(x.numpy() * (np.float32(1) / scales)) + zeros, qmin, qmax).astype(np.int32)
+        real = (q - zeros).astype(np.float32) * scales
+        axis = 0 if per_channel else None
+        if not per_channel:
+            scale, zero_point = scale[0], zero_point[0]
+        assert np.array_equal(affine.quantize(x, scale, zero_point, qmin, qmax, axis).numpy(), q)
+        assert np.array_equal(affine.dequantize(torch.from_numpy(q), scale, zero_point, axis).numpy(), real)
+        assert np.array_equal(affine.fake_quantize(x, scale, zero_point, qmin, qmax, axis).numpy(), real)
+
+
+def by_numpy(lo: np.ndarray, hi: np.ndarray, bits: int, mode: Mode) -> tuple[np.ndarray, np.ndarray]:
+    """The equations as Distiller's documentation has them, in float32, its scales inverted."""
+    saturation = np.maximum(np.abs(lo), np.abs(hi))
+    if mode is Mode.SYMMETRIC:
+        return saturation / np.float32((2**bits - 1) / 2), np.zeros(lo.shape, np.int32)
+    if mode is Mode.SYMMETRIC_RESTRICTED:
+        return saturation / np.float32(2 ** (bits - 1) - 1), np.zeros(lo.shape, np.int32)
+    lo, hi = np.minimum(lo, 0), np.maximum(hi, 0)
+    scale = (hi - lo) / np.float32(2**bits - 1)
+    smallest = -(2 ** (bits - 1)) if mode is Mode.ASYMMETRIC_SIGNED else 0
+    return scale, (smallest - np.rint(lo / scale)).astype(np.int32)
 
 
 def test_rounding_is_half_to_even() -> None:
@@ -117,6 +142,19 @@ def test_round_trip_is_within_half_a_step_inside_the_range(values, bits, mode) -
     scale, zero_point = affine.scale_and_zero_point(x.min(), x.max(), bits, mode)
     error = (affine.fake_quantize(x, scale, zero_point, *affine.quantized_range(bits, mode)) - x).abs()
     assert bool((error <= scale / 2 * (1 + 1e-9)).all())
+
+
+@given(st.lists(st.tuples(floats, floats), min_size=1, max_size=6), st.integers(2, 8), st.sampled_from(MODES))
+def test_every_channel_is_quantized_as_if_it_were_alone(ranges, bits, mode) -> None:
+    lo, hi = torch.tensor(ranges).sort(dim=1).values.unbind(1)
+    x = torch.stack([lo, hi, (lo + hi) / 2, torch.zeros_like(lo)], 1)
+    scale, zero_point = affine.scale_and_zero_point(lo, hi, bits, mode)
+    qrange = affine.quantized_range(bits, mode)
+    together = affine.fake_quantize(x, scale, zero_point, *qrange, axis=0)
+    for index in range(len(ranges)):
+        one_scale, one_zero_point = affine.scale_and_zero_point(lo[index], hi[index], bits, mode)
+        alone = affine.fake_quantize(x[index], one_scale, one_zero_point, *qrange)
+        assert torch.equal(together[index], alone)
 
 
 @given(floats, floats, st.integers(2, 16), st.sampled_from(MODES))

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from distiller.modules import Chunk, Split
 from distiller.quantization.dataflow import trace_dataflow
 
 X = torch.randn(2, 4, 6, 6)
@@ -50,6 +51,13 @@ def test_a_layers_output_is_recognised_at_the_next_layer() -> None:
         lambda x: torch.chunk(x, 1, dim=1)[0],
         lambda x: x[:, :, 1:],
         lambda x: x.transpose(2, 3).reshape(2, 4, 36).unsqueeze(-1),
+        lambda x: torch.cat([x[:, :2], x[:, 2:]], 1),
+        lambda x: torch.stack([x, x.flip(0)])[0],
+        lambda x: Split(2, dim=1)(x)[0].repeat(1, 2, 1, 1),
+        lambda x: torch.cat(Chunk(2, dim=1)(x), 1),
+        lambda x: torch.roll(x, 1, dims=2),
+        lambda x: F.pad(x, (1, 1)),
+        lambda x: F.pad(x, [0, 1, 0, 0], mode="reflect"),
     ],
 )
 def test_values_that_are_only_moved_or_selected_are_still_the_layers(between) -> None:
@@ -63,9 +71,11 @@ def test_values_that_are_only_moved_or_selected_are_still_the_layers(between) ->
         lambda x: x.add_(1),
         lambda x: F.avg_pool2d(x, 2),
         lambda x: torch.sigmoid(x),
-        lambda x: torch.cat([x, x], 2),
+        lambda x: torch.cat([x, x + 1], 2),
+        lambda x: torch.stack([x, torch.zeros_like(x)])[0],
         lambda x: x.mul_(2).flatten(0, 0),
         lambda x: F.relu6(x),
+        lambda x: F.pad(x, (1, 1), value=0.5),
     ],
 )
 def test_values_that_were_changed_are_not(between) -> None:

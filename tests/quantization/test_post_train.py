@@ -306,7 +306,13 @@ def test_torchvisions_functional_additions_are_quantized_where_they_are_read(sta
     model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=4).eval()
     images = torch.randn(8, 3, 32, 32)
     stats = stats_of(model, images)
-    twin = quantized(model, stats, images[:1], mode=ASYMMETRIC, per_channel_wts=True)
+    with pytest.warns(UserWarning, match="operations stay in floating point") as warned:
+        twin = quantized(model, stats, images[:1], mode=ASYMMETRIC, per_channel_wts=True)
+    assert [str(warning.message) for warning in warned] == [
+        "operations stay in floating point ('layer1.0.Add', 'layer2.0.Add', 'layer3.0.Add', 'layer4.0.Add'): "
+        "make modules of them with distiller.functional_modules.to_modules(model, dummy_input), and collect "
+        "statistics then"
+    ]
     block = twin.layer1[0]
     assert isinstance(twin.relu, nn.Identity)
     # called after the convolution and after the addition: not fused, but the convolution spares negative values
@@ -348,7 +354,7 @@ def test_layers_that_cannot_be_quantized_stay_with_a_warning(stats_of) -> None:
     with pytest.warns(UserWarning, match="^not quantized, since") as warned:
         twin = quantized(model, stats_of(model, x), x, mode=ASYMMETRIC)
     assert [str(warning.message) for warning in warned] == [
-        "not quantized, since they return something else than one tensor of real numbers: 'lstm'",
+        "not quantized, since they are quantized piece by piece, after convert_model_to_distiller_lstm(model): 'lstm'",
         "not quantized, since the model does not call them in evaluation: 'unused'",
     ]
     assert isinstance(twin.lstm, nn.LSTM)

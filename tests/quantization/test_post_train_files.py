@@ -70,6 +70,7 @@ def test_flags_become_settings(residual, residual_stats) -> None:
         "clip_half_range": False,
         "scale_approx_mult_bits": 8,
         "inputs_quant_auto_fallback": True,
+        "fpq_module": None,
         "save_fp_weights": True,
         "also_clip_weights": False,
     }

@@ -75,11 +75,11 @@ from tests.quantization.networks import quantized
             "overrides: 'conv3' matches no layer of the model; did you mean 'conv2'?",
         ),
         (
-            {"overrides": {"conv1": {"fpq_module": 16}}},
+            {"overrides": {"conv1": {"quantize_outputs": True}}},
             QuantizationError,
-            "overrides['conv1']: unknown key 'fpq_module'; the layers it matches take bits_activations, "
-            "bits_weights, bits_bias, mode, clip_acts, clip_n_stds, clip_half_range, scale_approx_mult_bits, "
-            "inputs_quant_auto_fallback, input_overrides, per_channel_wts",
+            "overrides['conv1']: unknown key 'quantize_outputs'; the layers it matches take bits_activations, "
+            "bits_weights, bits_bias, mode, clip_acts, clip_n_stds, clip_half_range, fpq_module, fp16, fake, "
+            "scale_approx_mult_bits, inputs_quant_auto_fallback, input_overrides, per_channel_wts",
         ),
         (
             {"overrides": {"conv1": {"clip_acts": "AVERAGE"}}},
@@ -119,12 +119,17 @@ def test_an_input_that_one_of_the_layers_has_is_enough(residual) -> None:
 
 
 def test_statistics_of_another_model_are_refused(residual, residual_stats) -> None:
+    other = {f"other.{name}": entry for name, entry in residual_stats.items()}
+    with pytest.raises(StatsError, match=r"^activation statistics: 14 of 14 layers are not in the model"):
+        PostTrainLinearQuantizer(residual, model_activation_stats=other)
+    mixed = {
+        **residual_stats,
+        "conv9": residual_stats["fc"],
+    }  # may be a functional operation, as far as one knows
     with pytest.raises(
         StatsError, match=r"^activation statistics: 1 of 15 layers are not in the model \('conv9'\)"
     ):
-        PostTrainLinearQuantizer(
-            residual, model_activation_stats={**residual_stats, "conv9": residual_stats["fc"]}
-        )
+        quantized(residual, mixed)
 
 
 def test_missing_statistics_are_named(residual, residual_stats) -> None:

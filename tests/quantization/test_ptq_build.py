@@ -5,13 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
-from distiller.modules import BatchMatmul, Concat, EltwiseAdd, EltwiseMult, Matmul
+from distiller.modules import (
+    BatchMatmul,
+    Concat,
+    EltwiseAdd,
+    EltwiseDiv,
+    EltwiseMult,
+    EltwiseSub,
+    Matmul,
+    Mean,
+    Stack,
+)
 from distiller.quantization.affine import LinearQuantMode as Mode
 from distiller.quantization.clipping import ClipMode
 from distiller.quantization.dataflow import LayerUse
 from distiller.quantization.ptq_build import build_layer, kind_of, why_left_alone
+from distiller.quantization.ptq_precision import FPWrapper
 from distiller.quantization.ptq_prepare import LayerStats
 from distiller.quantization.ptq_settings import LayerSettings, ModePair
 from distiller.quantization.quantizer import QBits
@@ -42,7 +54,14 @@ def built(layer: nn.Module, bits: QBits, **settings: Any) -> Any:
         (EltwiseAdd(), NEITHER, "NoneType"),
         (nn.MaxPool2d(2), ACTIVATIONS, "RangeLinearFakeQuantWrapper"),
         (nn.MaxPool2d(2), NEITHER, "NoneType"),
-        (nn.Embedding(3, 2), BOTH, "RangeLinearFakeQuantWrapper"),
+        (Stack(), ACTIVATIONS, "RangeLinearQuantStackWrapper"),
+        (EltwiseSub(), ACTIVATIONS, "RangeLinearQuantEltwiseSubWrapper"),
+        (EltwiseDiv(), ACTIVATIONS, "RangeLinearFakeQuantWrapper"),
+        (Mean(), ACTIVATIONS, "RangeLinearFakeQuantWrapper"),
+        (nn.Embedding(3, 2), BOTH, "RangeLinearEmbeddingWrapper"),
+        (nn.Embedding(3, 2), WEIGHTS, "RangeLinearEmbeddingWrapper"),
+        (nn.Embedding(3, 2), ACTIVATIONS, "RangeLinearFakeQuantWrapper"),
+        (nn.Embedding(3, 2), NEITHER, "NoneType"),
     ],
 )
 def test_wrapper_by_layer_and_bits(layer, bits, wrapper) -> None:
@@ -75,6 +94,27 @@ def test_relu_takes_its_own_statistics_otherwise() -> None:
         (nn.Linear(1, 1), None, False, "the model does not call them in evaluation"),
         (nn.Linear(1, 1), LayerUse(returns_tensor=False), False, "they return something else"),
         (nn.LSTMCell(1, 1), LayerUse(), False, "layers of their kind cannot be quantized"),
+        (nn.GRU(1, 1), LayerUse(returns_tensor=False), False, "layers of their kind cannot be quantized"),
+        (nn.LSTM(1, 1), LayerUse(), False, "they are quantized piece by piece, after convert_model_to_"),
+        (
+            nn.MultiheadAttention(1, 1),
+            LayerUse(),
+            False,
+            "they are quantized piece by piece, after to_modules",
+        ),
+        (
+            nn.EmbeddingBag(1, 1),
+            LayerUse(),
+            False,
+            "sums and means of a weight's rows are not on the weight's grid",
+        ),
+        (
+            nn.Embedding(1, 1, max_norm=1.0),
+            LayerUse(),
+            False,
+            "their max_norm changes the weight while they run",
+        ),
+        (nn.Embedding(1, 1), LayerUse(), True, None),
         (EltwiseAdd(), LayerUse(), False, None),
         (EltwiseAdd(), LayerUse(), True, "without statistics the scale of their output is not known"),
         (Matmul(), LayerUse(), True, None),
@@ -86,8 +126,38 @@ def test_reasons_to_leave_a_layer_alone(layer, use, is_dynamic, reason) -> None:
 
 
 def test_kinds_of_layers() -> None:
-    assert [kind_of(layer) for layer in (nn.Conv3d(1, 1, 1), Concat(), nn.ReLU())] == [
-        "param",
-        "elementwise",
-        "other",
-    ]
+    layers = (nn.Conv3d(1, 1, 1), nn.Embedding(1, 1), Concat(), nn.ReLU(), nn.EmbeddingBag(1, 1))
+    assert [kind_of(layer) for layer in layers] == ["param", "embedding", "elementwise", "other", "other"]
+
+
+@pytest.mark.parametrize("bits", [BOTH, WEIGHTS, ACTIVATIONS, NEITHER])
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(1, 1), nn.Embedding(1, 1), EltwiseAdd(), nn.LSTM(1, 1), nn.ReLU()]
+)
+def test_a_layer_in_another_floating_point_type_is_not_quantized(layer, bits) -> None:
+    wrapper = built(layer, bits, fpq_module="bf16")
+    assert type(wrapper) is FPWrapper
+    assert wrapper.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("layer", "wrapper"),
+    [
+        (nn.Linear(1, 1), "RangeLinearQuantParamLayerWrapper"),
+        (EltwiseMult(), "RangeLinearQuantEltwiseMultWrapper"),
+        (nn.Tanh(), "RangeLinearFakeQuantWrapper"),
+        (nn.Embedding(1, 1), "RangeLinearEmbeddingWrapper"),
+    ],
+)
+def test_a_fake_layer_is_quantized_around_its_own_floating_point_type(layer, wrapper) -> None:
+    found = built(layer, BOTH, fake=True, fpq_module=16, scale_approx_mult_bits=8)
+    assert type(found).__name__ == wrapper
+    assert (found.is_fake, found.precision, found.scale_approx_mult_bits) == (True, torch.float16, None)
+    assert built(layer, BOTH, fake=True).precision is None
+
+
+def test_a_module_that_keeps_the_grid_of_its_input_needs_no_statistics() -> None:
+    settings = LayerSettings(ACTIVATIONS, MODES)
+    wrapper: Any = build_layer(nn.MaxPool2d(2), "pool", settings, STATS, 32, False, keeps_grid=True)
+    assert type(wrapper).__name__ == "RangeLinearFakeQuantWrapper"
+    assert wrapper.output_quant is None

@@ -7,16 +7,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distiller.modules import BatchMatmul, Concat, EltwiseAdd, EltwiseMult, Matmul
+from distiller.modules import BatchMatmul, Concat, EltwiseAdd, EltwiseMult, EltwiseSub, Matmul, Stack
 from distiller.quantization.activation_quant import ActivationQuantizer, QuantSettings
 from distiller.quantization.affine import LinearQuantMode as Mode
 from distiller.quantization.ptq_elementwise import (
     RangeLinearQuantConcatWrapper,
     RangeLinearQuantEltwiseAddWrapper,
     RangeLinearQuantEltwiseMultWrapper,
+    RangeLinearQuantEltwiseSubWrapper,
     RangeLinearQuantMatmulWrapper,
+    RangeLinearQuantStackWrapper,
 )
-from distiller.quantization.ptq_layers import RangeLinearQuantWrapper
+from distiller.quantization.ptq_wrapper import RangeLinearQuantWrapper
 from tests.quantization.integer_reference import assert_same_but_for_ties, integers, requantized
 
 MODES = [Mode.SYMMETRIC, Mode.ASYMMETRIC_UNSIGNED, Mode.ASYMMETRIC_SIGNED]
@@ -67,6 +69,20 @@ def test_addition_at_the_outputs_scale(mode, half_range) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_subtraction_at_the_outputs_scale(mode) -> None:
+    wrapper = wrapped(RangeLinearQuantEltwiseSubWrapper, EltwiseSub(), [A, B], mode)
+    (q_a, q_b), (s_a, s_b) = real_levels(wrapper, [A, B]), scales(wrapper)
+    compare(wrapper, [A, B], q_a * s_a - q_b * s_b, 1.0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_stacking_at_the_outputs_scale(mode) -> None:
+    wrapper = wrapped(RangeLinearQuantStackWrapper, Stack(1), [A, B], mode)
+    (q_a, q_b), (s_a, s_b) = real_levels(wrapper, [A, B]), scales(wrapper)
+    compare(wrapper, [A, B], np.stack([q_a * s_a, q_b * s_b], 1), 1.0)
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_concatenation_at_the_outputs_scale(mode) -> None:
     wrapper = wrapped(RangeLinearQuantConcatWrapper, Concat(), [A, B], mode)
     (q_a, q_b), (s_a, s_b) = real_levels(wrapper, [A, B]), scales(wrapper)
@@ -113,3 +129,17 @@ def test_approximated_rescaling_of_a_product_is_of_the_accumulator() -> None:
     (q_a, q_b), (s_a, s_b) = real_levels(wrapper, [A, B]), scales(wrapper)
     s_out = wrapper.output_quant.scale.double().item()  # type: ignore[union-attr]
     compare(wrapper, [A, B], q_a * q_b, s_a * s_b * approximation_error(s_a * s_b / s_out, 5))
+
+
+@pytest.mark.parametrize(
+    ("kind", "module"),
+    [(RangeLinearQuantEltwiseAddWrapper, EltwiseAdd()), (RangeLinearQuantMatmulWrapper, Matmul())],
+)
+def test_a_fake_operation_is_that_of_floating_point_between_quantizers(kind, module) -> None:
+    wrapper = wrapped(
+        kind, module, [A, B], Mode.SYMMETRIC, bits_accum=4, scale_approx_mult_bits=2, is_fake=True
+    )
+    a, b = (wrapper.input_grids[i](x) for i, x in enumerate((A, B)))
+    assert wrapper.output_quant is not None
+    assert torch.equal(wrapper(A, B), wrapper.output_quant(module(a, b)))
+    assert wrapper.accumulator_bits(99) is None

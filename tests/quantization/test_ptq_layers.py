@@ -3,106 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distiller.errors import QuantizationError
-from distiller.quantization.activation_quant import ActivationQuantizer, QuantSettings
+from distiller.quantization.activation_quant import QuantSettings
 from distiller.quantization.affine import LinearQuantMode as Mode
-from distiller.quantization.clipping import ClipMode
 from distiller.quantization.ptq_layers import (
-    RangeLinearFakeQuantWrapper,
+    RangeLinearEmbeddingWrapper,
     RangeLinearQuantParamLayerWrapper,
     RangeLinearQuantWrapper,
-    filters_back,
-    filters_first,
 )
-from tests.quantization.integer_reference import assert_same_but_for_ties, convolution, integers, requantized
-
-
-def limits(x: Tensor) -> dict[str, float]:
-    return {"min": x.min().item(), "max": x.max().item()}
-
-
-def wrapped(
-    layer: Any,
-    x: Tensor,
-    bits: tuple[int, int] = (8, 8),
-    act_mode: Mode = Mode.ASYMMETRIC_UNSIGNED,
-    wts_mode: Mode = Mode.SYMMETRIC,
-    per_channel: bool = False,
-    half_range: bool = False,
-    dynamic: bool = False,
-    **kwargs,
-) -> Any:
-    layer = copy.deepcopy(layer).eval()
-    with torch.no_grad():
-        y = layer(x)
-    settings = QuantSettings(bits[0], act_mode)
-    source = ActivationQuantizer(settings, None if dynamic else limits(x), "input")
-    output = ActivationQuantizer(
-        QuantSettings(bits[0], act_mode, clip_half_range=half_range), None if dynamic else limits(y), "output"
-    )
-    weight = QuantSettings(bits[1], wts_mode, per_channel=per_channel)
-    wrapper = RangeLinearQuantParamLayerWrapper(layer, "layer", weight, output, **{"bits_bias": 32, **kwargs})
-    wrapper.connect({0: source}, {})
-    return wrapper
-
-
-def integer_weight(wrapper: Any) -> np.ndarray:
-    """Integers of the weight with the zero point taken off, output channels first."""
-    rows = filters_first(wrapper.wrapped_module.weight.detach(), wrapper.wrapped_module).double().numpy()
-    scale = wrapper.weight_scale.double().numpy().reshape(-1, *[1] * (rows.ndim - 1))
-    levels = rows / scale
-    assert np.abs(levels - np.rint(levels)).max() < 1e-2
-    zero_point = wrapper.weight_zero_point.numpy().reshape(-1, *[1] * (rows.ndim - 1))
-    qmin, qmax = wrapper.wts_quant_settings.qrange
-    q = np.rint(levels).astype(np.int64) + zero_point
-    assert qmin <= q.min()
-    assert q.max() <= qmax
-    return q - zero_point
-
-
-def check_against_integers(wrapper: Any, layer: Any, x: Tensor) -> None:
-    """`layer` holds the bias in full precision, and says how the accumulators are computed."""
-    with torch.no_grad():
-        y = wrapper(x)
-        x = wrapper.inputs_quant["0"](x)
-    source, output = wrapper.input_grids[0], wrapper.output_quant
-    assert output is not None
-    q_x = integers(x, source) - int(source.zero_point)
-    q_w = integer_weight(wrapper)
-    scale = source.scale.double().numpy() * wrapper.weight_scale.double().numpy().reshape(
-        -1
-    )  # (1,) or (out,)
-    is_linear = isinstance(layer, nn.Linear)
-    accumulator = q_x @ q_w.T if is_linear else convolution(q_x, q_w, layer)
-    scale = scale if is_linear else scale.reshape(-1, 1, 1)
-    if layer.bias is not None:
-        bias = layer.bias.detach().double().numpy().reshape(-1, *[1] * (0 if is_linear else 2))
-        limit = 2**31
-        accumulator = accumulator + np.clip(np.rint(bias / scale), -limit, limit - 1).astype(np.int64)
-    limit = 2 ** (wrapper.bits_accum - 1)
-    accumulator = np.clip(accumulator, -limit, limit - 1)
-    expected, from_tie = requantized(accumulator, scale, output, output.settings.clip_half_range)
-    assert_same_but_for_ties(integers(y, output), expected, from_tie)
-
-
-LAYERS: dict[str, Callable[[], Any]] = {
-    "conv": lambda: nn.Conv2d(4, 6, 3, padding=1),
-    "strided, dilated, no bias": lambda: nn.Conv2d(
-        4, 6, (3, 2), stride=2, padding=(2, 1), dilation=2, bias=False
-    ),
-    "grouped": lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2),
-    "depthwise": lambda: nn.Conv2d(4, 8, 3, padding=1, groups=4),
-    "pointwise": lambda: nn.Conv2d(4, 6, 1),
-}
-X = torch.randn(3, 4, 7, 7, generator=torch.Generator().manual_seed(2)) + 0.4
+from tests.quantization.wrapped_layers import (
+    LAYERS,
+    X,
+    check_against_integers,
+    wrapped,
+)
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
@@ -192,19 +113,6 @@ def test_every_kind_of_layer_at_many_bits_stays_close_to_floating_point(
         torch.testing.assert_close(wrapper(x), layer(x), atol=2e-3, rtol=0)
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4])
-def test_scales_per_channel_of_a_transposed_convolution_are_those_of_its_outputs(groups) -> None:
-    layer = nn.ConvTranspose2d(4, 8, 2, groups=groups, bias=False)
-    weight = layer.weight.detach()
-    rows = filters_first(weight, layer)
-    assert rows.shape == (8, 4 // groups, 2, 2)
-    assert torch.equal(filters_back(rows, layer), weight)
-    # an output channel that is scaled scales its row and no other
-    with torch.no_grad():
-        out = layer(torch.ones(1, 4, 1, 1))
-    torch.testing.assert_close(rows.sum(1), out[0])
-
-
 def test_weight_is_rounded_once_and_bias_to_the_accumulators_grid() -> None:
     layer = LAYERS["conv"]()
     wrapper = wrapped(layer, X, bits=(8, 4))
@@ -259,43 +167,6 @@ def test_approximated_rescaling_changes_the_result_by_the_factors_error() -> Non
         assert not torch.equal(approximated(X), exact(X))
 
 
-@pytest.mark.parametrize("clip", [ClipMode.AVG, ClipMode.N_STD, ClipMode.GAUSS, ClipMode.LAPLACE])
-def test_weights_can_be_clipped(clip) -> None:
-    layer = LAYERS["conv"]().eval()
-    weight = layer.weight.detach().clone()
-    settings = QuantSettings(3, Mode.SYMMETRIC, clip, clip_n_stds=1.0)
-    wrapper = RangeLinearQuantParamLayerWrapper(layer, "layer", settings, None)
-    largest = {
-        ClipMode.AVG: max(-weight.flatten(1).amin(1).mean(), weight.flatten(1).amax(1).mean()),
-        ClipMode.N_STD: weight.mean().abs() + weight.std(correction=0),
-        ClipMode.GAUSS: weight.mean().abs() + 2.15 * weight.std(correction=0),
-        ClipMode.LAPLACE: weight.mean().abs() + 3.89 * (weight - weight.mean()).abs().mean(),
-    }[clip]
-    assert wrapper.weight_scale.item() == pytest.approx(largest.item() / 3.5, rel=1e-5)
-
-
-def test_kept_weights_can_be_quantized_again() -> None:
-    layer = LAYERS["conv"]()
-    wrapper = wrapped(layer, X, bits=(8, 2), save_fp_weights=True)
-    assert torch.equal(wrapper.wrapped_module.float_weight, layer.weight)
-    before = wrapper.wrapped_module.weight.detach().clone()
-    wrapper.quantize_weight()
-    assert torch.equal(wrapper.wrapped_module.weight, before)
-    wrapper.wrapped_module.float_weight.mul_(2)
-    wrapper.quantize_weight()
-    torch.testing.assert_close(wrapper.wrapped_module.weight.detach(), 2 * before)
-    check_against_integers(wrapper, layer, X)
-
-
-def test_parameters_are_new_ones_for_the_sake_of_others_that_share_them() -> None:
-    layer = LAYERS["conv"]().eval()
-    shared = layer.weight
-    before = shared.detach().clone()
-    RangeLinearQuantParamLayerWrapper(layer, "layer", QuantSettings(2, Mode.SYMMETRIC), None)
-    assert torch.equal(shared, before)
-    assert layer.weight is not shared
-
-
 def test_scales_are_read_in_distillers_convention() -> None:
     wrapper = wrapped(LAYERS["conv"](), X, wts_mode=Mode.ASYMMETRIC_SIGNED, per_channel=True)
     params = dict(wrapper.named_linear_quant_params())
@@ -317,33 +188,6 @@ def test_state_survives_a_round_trip_into_a_wrapper_of_another_weight() -> None:
         assert torch.equal(other(X), wrapper(X))
 
 
-def test_evaluation_only() -> None:
-    wrapper = wrapped(LAYERS["conv"](), X).train()
-    with pytest.raises(QuantizationError) as error:
-        wrapper(X)
-    assert str(error.value) == "layer: a quantized model works in evaluation mode only; call model.eval()"
-
-
-def test_weight_that_is_not_finite_is_refused() -> None:
-    layer = LAYERS["conv"]()
-    nn.init.constant_(layer.weight, float("inf"))
-    with pytest.raises(QuantizationError) as error:
-        RangeLinearQuantParamLayerWrapper(layer, "conv1", QuantSettings(8, Mode.SYMMETRIC), None)
-    assert str(error.value) == (
-        "conv1 weight: quantization range: must be finite with min <= max, got [inf, inf]"
-    )
-
-
-def test_parametrized_weight_is_refused() -> None:
-    layer = nn.utils.parametrizations.weight_norm(LAYERS["conv"]())
-    with pytest.raises(QuantizationError) as error:
-        RangeLinearQuantParamLayerWrapper(layer, "conv1", QuantSettings(8, Mode.SYMMETRIC), None)
-    assert str(error.value) == (
-        "conv1: its parameters are parametrized and cannot be replaced; "
-        "call torch.nn.utils.parametrize.remove_parametrizations first"
-    )
-
-
 def test_layer_that_was_called_by_keyword_is_refused() -> None:
     wrapper = wrapped(LAYERS["conv"](), X)
     with pytest.raises(QuantizationError) as error:
@@ -353,31 +197,85 @@ def test_layer_that_was_called_by_keyword_is_refused() -> None:
     )
 
 
-@pytest.mark.parametrize("quantize_inputs", [False, True])
-def test_any_other_module_is_computed_in_floating_point_between_quantizers(quantize_inputs) -> None:
-    output = ActivationQuantizer(QuantSettings(4, Mode.SYMMETRIC), {"min": -1.0, "max": 1.0}, "output")
-    wrapper = RangeLinearFakeQuantWrapper(nn.Tanh().eval(), "tanh", output, quantize_inputs)
-    assert wrapper.quantizes_inputs is quantize_inputs
-    source = ActivationQuantizer(QuantSettings(4, Mode.SYMMETRIC), limits(X), "input")
-    if quantize_inputs:
-        wrapper.connect({0: source}, {})
-    x = source(X) if quantize_inputs else X
-    expected = torch.fake_quantize_per_tensor_affine(torch.tanh(x), output.scale, output.zero_point, -8, 7)
-    assert torch.equal(wrapper(X), expected)
-
-
-def test_inputs_quantized_elsewhere_are_taken_as_they_are() -> None:
+def test_a_fake_layer_is_computed_in_floating_point_between_its_quantizers() -> None:
     layer = LAYERS["conv"]()
-    alone = wrapped(layer, X)
-    grid = alone.inputs_quant["0"]
-    following = RangeLinearQuantParamLayerWrapper(
-        copy.deepcopy(layer).eval(),
-        "b",
-        QuantSettings(8, Mode.SYMMETRIC),
-        copy.deepcopy(alone.output_quant),
-        32,
-    )
-    following.connect({}, {0: grid})
+    wrapper = wrapped(layer, X, (8, 4), bits_accum=8, is_fake=True)
+    assert torch.equal(wrapper.wrapped_module.bias, layer.bias)
+    assert wrapper.accumulator_bits() is None
     with torch.no_grad():
-        assert torch.equal(following(grid(X)), alone(X))
-    assert not any("inputs_quant" in name for name in following.state_dict())
+        x = wrapper.inputs_quant["0"](X)
+        accumulator = nn.functional.conv2d(x, wrapper.wrapped_module.weight, layer.bias, padding=1)
+        assert torch.equal(wrapper(X), wrapper.output_quant(accumulator))
+
+
+def test_a_fake_layer_is_computed_in_its_own_type() -> None:
+    wrapper = wrapped(LAYERS["conv"](), X, is_fake=True, precision=torch.float64, save_fp_weights=True)
+    assert {p.dtype for p in wrapper.wrapped_module.parameters()} == {torch.float64}
+    assert wrapper.wrapped_module.float_weight.dtype is torch.float32
+    with torch.no_grad():
+        output = wrapper(X)
+        accumulator = wrapper.wrapped_module(wrapper.inputs_quant["0"](X).double())
+    assert output.dtype is torch.float32
+    assert torch.equal(output, wrapper.output_quant(accumulator.float()))
+
+
+INDICES = torch.tensor([[0, 3, 3], [5, 1, 0]])
+
+
+def embedded(bits: int = 4, mode: Mode = Mode.SYMMETRIC, has_output: bool = True, **kwargs: Any) -> Any:
+    layer = nn.Embedding(6, 5, padding_idx=0).eval()
+    with torch.no_grad():
+        layer.weight[1] += 1.5
+    return RangeLinearEmbeddingWrapper(
+        layer, "words", QuantSettings(bits, mode, per_channel=True), has_output, **kwargs
+    )
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_an_embedding_returns_rows_of_its_rounded_weight(bits, mode) -> None:
+    wrapper = embedded(bits, mode, save_fp_weights=True)
+    full, grid = wrapper.wrapped_module.float_weight, (wrapper.weight_scale, wrapper.weight_zero_point)
+    qrange = wrapper.wts_quant_settings.qrange
+    expected = torch.fake_quantize_per_tensor_affine(full, *grid, *qrange)
+    assert wrapper.weight_scale.shape == ()
+    with torch.no_grad():
+        assert torch.equal(wrapper(INDICES), expected[INDICES])
+    assert torch.equal(wrapper(INDICES)[0, 0], torch.zeros(5))
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_what_an_embedding_returns_is_on_its_weights_grid(mode) -> None:
+    wrapper = embedded(mode=mode)
+    grid = wrapper.output_quant
+    assert (grid.scale, grid.zero_point) == (wrapper.weight_scale, wrapper.weight_zero_point)
+    assert grid.settings.qrange == wrapper.wts_quant_settings.qrange
+    with torch.no_grad():
+        plain = wrapper.wrapped_module(INDICES)
+        assert torch.equal(grid(plain), plain)
+
+
+def test_an_embedding_of_which_only_the_weight_is_quantized_says_nothing_of_its_output() -> None:
+    wrapper = embedded(has_output=False)
+    assert wrapper.output_quant is None
+    assert list(dict(wrapper.named_linear_quant_params())) == ["w_scale", "w_zero_point"]
+
+
+def test_the_grid_of_an_embeddings_output_follows_that_of_its_weight() -> None:
+    wrapper = embedded(mode=Mode.ASYMMETRIC_UNSIGNED, save_fp_weights=True)
+    assert list(dict(wrapper.named_linear_quant_params())) == ["w_scale", "w_zero_point"]
+    wrapper.set_linear_quant_params({"w_clip_min": -0.25, "w_clip_max": 0.5})
+    assert wrapper.output_quant.scale.item() == wrapper.weight_scale.item() == pytest.approx(0.05)
+    assert wrapper.output_quant.zero_point.item() == 5
+    with torch.no_grad():
+        assert wrapper(INDICES).max().item() == pytest.approx(0.5)
+    wrapper.quantize_weight()
+    assert torch.equal(wrapper.output_quant.scale, wrapper.weight_scale)
+
+
+def test_state_of_an_embedding_survives_a_round_trip() -> None:
+    wrapper, other = embedded(), embedded()
+    other.load_state_dict(wrapper.state_dict())
+    with torch.no_grad():
+        assert torch.equal(other(INDICES), wrapper(INDICES))
+    assert torch.equal(other.output_quant.scale, wrapper.weight_scale)

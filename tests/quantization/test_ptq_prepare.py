@@ -6,7 +6,8 @@ import pytest
 from torch import nn
 
 from distiller.errors import StatsError
-from distiller.quantization.ptq_prepare import LayerStats, relu_fusions
+from distiller.quantization.dataflow import LayerUse
+from distiller.quantization.ptq_prepare import LayerStats, kept_grids, relu_fusions
 from distiller.quantization.stats_propagation import Reader
 
 ENTRY = {"min": 0.0, "max": 1.0}
@@ -53,3 +54,39 @@ def test_only_relu_modules_that_read_one_layer_alone_are_fused() -> None:
     }
     assert relu_fusions(readers, layers, lambda layer, relu: True) == {"a": "relu"}
     assert relu_fusions(readers, layers, lambda layer, relu: layer != "a") == {}
+
+
+def test_a_relu_behind_modules_that_select_values_is_fused_before_them() -> None:
+    layers = {"pool": nn.MaxPool2d(2), "flatten": nn.Flatten(), "relu": nn.ReLU(), "average": nn.AvgPool2d(2)}
+    readers = {
+        "conv": Reader("MaxPool", "pool", is_dedicated=True),
+        "pool": Reader("Flatten", "flatten", is_dedicated=True),
+        "flatten": Reader("Relu", "relu", is_dedicated=True),
+    }
+    assert relu_fusions(readers, layers, lambda layer, relu: True) == {"conv": "relu"}
+    assert relu_fusions(readers, layers, lambda layer, relu: layer != "conv") == {"pool": "relu"}
+    readers["pool"] = Reader("Flatten", "flatten", is_dedicated=False)
+    assert relu_fusions(readers, layers, lambda layer, relu: True) == {"flatten": "relu"}
+    readers["conv"] = Reader("AveragePool", "average", is_dedicated=True)
+    readers["average"] = Reader("Relu", "relu", is_dedicated=True)
+    assert relu_fusions(readers, layers, lambda layer, relu: layer == "conv") == {}
+
+
+def test_modules_that_select_values_of_a_quantized_layer_keep_its_grid() -> None:
+    layers = {"conv": nn.Conv2d(1, 1, 1), "pool": nn.MaxPool2d(2), "flatten": nn.Flatten(), "relu": nn.ReLU()}
+    uses = {
+        "conv": LayerUse({0: {None: None}}),
+        "pool": LayerUse({0: {"conv": None}}),
+        "flatten": LayerUse({0: {"pool": None}}),
+        "relu": LayerUse({0: {"flatten": None}}),
+    }
+
+    def kept(left_out: str = "", own: str = "") -> dict[str, str]:
+        return kept_grids(layers, uses, lambda name: name != left_out, lambda name, source: name != own)
+
+    assert kept() == {"pool": "conv", "flatten": "pool"}
+    assert kept(left_out="conv") == {"flatten": "pool"}
+    assert kept(left_out="pool") == {}
+    assert kept(own="pool") == {"flatten": "pool"}
+    uses["pool"].origins[0][None] = None  # in some calls from elsewhere
+    assert kept() == {"flatten": "pool"}

@@ -11,11 +11,13 @@ from distiller.quantization.clipping import ClipMode
 from distiller.quantization.ptq_settings import (
     LayerSettings,
     ModePair,
+    check_conflicts,
     check_keys,
     parse_accumulator_bits,
     parse_clip,
     parse_mode,
     parse_multiplier_bits,
+    parse_precision,
     with_overrides,
 )
 from distiller.quantization.quantizer import QBits
@@ -127,10 +129,87 @@ def test_unknown_keys_are_refused_with_what_the_layers_take() -> None:
         "overrides['conv.*']: unknown key 'per_chanel_wts'; did you mean 'per_channel_wts'?"
     )
     with pytest.raises(QuantizationError) as error:
-        check_keys({"relu": {"fp16": True}}, {"relu": {"other"}})
+        check_keys({"relu": {"input_overrides": {}}}, {"relu": {"other"}})
     assert str(error.value) == (
-        "overrides['relu']: unknown key 'fp16'; the layers it matches take bits_activations, bits_weights, "
-        "bits_bias, mode, clip_acts, clip_n_stds, clip_half_range, make_identity, quantize_inputs"
+        "overrides['relu']: unknown key 'input_overrides'; the layers it matches take bits_activations, "
+        "bits_weights, bits_bias, mode, clip_acts, clip_n_stds, clip_half_range, fpq_module, fp16, fake, "
+        "make_identity, quantize_inputs"
+    )
+
+
+def test_a_floating_point_type_takes_the_place_of_quantization_unless_it_is_faked() -> None:
+    assert overridden({"fpq_module": 16}).is_float
+    assert (
+        overridden({"fp16": True})
+        == overridden({"fp16": True, "fpq_module": 16})
+        == overridden({"fpq_module": 16})
+    )
+    assert not overridden({"fpq_module": 16, "fake": True}).is_float
+    assert overridden({"fpq_module": "bf16", "fake": True}, bits=QBits()).is_float
+    whole = LayerSettings(QBits(8, 8, 32), DEFAULT.mode, fpq_module=32)
+    assert with_overrides(whole, QBits(8), {}, "other", "relu").is_float
+    assert not with_overrides(whole, QBits(8), {"fpq_module": None}, "other", "relu").is_float
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (
+            {"fpq_module": 16, "bits_weights": 4},
+            "overrides['fc']: bits_weights: with fpq_module 16 nothing of the layer is quantized; "
+            "leave one of them out, or set fake: true",
+        ),
+        (
+            {"fp16": True, "input_overrides": {0: {"from_output": True}}},
+            "overrides['fc']: input_overrides: with fpq_module 16 nothing of the layer is quantized; "
+            "leave one of them out, or set fake: true",
+        ),
+        (
+            {"fake": True, "scale_approx_mult_bits": 8},
+            "overrides['fc']: scale_approx_mult_bits: with fake the layer is computed in floating point, "
+            "between its quantizers; leave one of them out",
+        ),
+        (
+            {"fake": True, "bits_bias": 16},
+            "overrides['fc']: bits_bias: with fake the layer is computed in floating point, "
+            "between its quantizers; leave one of them out",
+        ),
+    ],
+)
+def test_settings_that_make_one_another_meaningless_are_refused(given, text) -> None:
+    with pytest.raises(QuantizationError) as error:
+        check_conflicts({"conv": {}, "fc": given})
+    assert str(error.value) == text
+
+
+def test_settings_that_go_together_are_not() -> None:
+    check_conflicts(
+        {
+            "a": {"fpq_module": 16, "bits_weights": None, "bits_activations": 0},
+            "b": {"fpq_module": 64, "fake": True, "bits_weights": 4, "per_channel_wts": True},
+            "c": {"fpq_module": None, "bits_weights": 4, "scale_approx_mult_bits": 8},
+        }
+    )
+
+
+@pytest.mark.parametrize("value", [8, "16", "fp16", 16.0, True, [16]])
+def test_other_floating_point_types_are_refused(value) -> None:
+    assert [parse_precision(known, "x") for known in (None, 16, 32, 64, "bf16")] == [None, 16, 32, 64, "bf16"]
+    with pytest.raises(QuantizationError) as error:
+        parse_precision(value, "fpq_module")
+    assert str(error.value) == f"fpq_module: must be 16, 32, 64, 'bf16' or null, got {value!r}"
+
+
+def test_fp16_and_another_type_contradict_each_other() -> None:
+    with pytest.raises(QuantizationError) as error:
+        overridden({"fp16": True, "fpq_module": 32})
+    assert str(error.value) == "conv1: fp16 and fpq_module 32 contradict each other; leave fp16 out"
+
+
+def test_an_embedding_takes_no_settings_of_channels() -> None:
+    assert overridden({"per_channel_wts": True, "input_overrides": {0: {}}}, "embedding") == DEFAULT
+    assert overridden({"clip_acts": "NONE", "mode": "SYMMETRIC"}, "embedding").weight() == QuantSettings(
+        8, Mode.SYMMETRIC
     )
 
 

@@ -235,9 +235,35 @@ def test_metadata_describe_how_the_model_was_prepared(net) -> None:
     quantizer = MarkingQuantizer(net, bits_weights=4)
     with pytest.raises(QuantizationError, match="^quantizer_metadata: call prepare_model first$"):
         quantizer.quantizer_metadata()
-    quantizer.prepare_model((torch.zeros(2, 3), torch.zeros(4)))
-    expected = {"class": "MarkingQuantizer", "params": {"bits_weights": 4}, "input_shape": ((2, 3), (4,))}
+    quantizer.prepare_model((torch.zeros(2, 3), (torch.zeros(4, dtype=torch.int64), torch.zeros(()))))
+    expected = {
+        "class": "MarkingQuantizer",
+        "params": {"bits_weights": 4},
+        "input_shape": ((2, 3), ((4,), ())),
+        "input_dtype": (None, ("int64", None)),
+    }
     assert quantizer.quantizer_metadata() == expected == net.quantizer_metadata
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"input_shape": 3}, "quantizer_metadata.input_shape: is malformed, got 3"),
+        ({"input_shape": ("a",)}, "quantizer_metadata.input_shape: must be a tuple of sizes, got ('a',)"),
+        ({"input_dtype": 3}, "quantizer_metadata.input_dtype: is malformed, got 3"),
+        ({"input_dtype": "int65"}, "quantizer_metadata.input_dtype: must be a type of numbers, got 'int65'"),
+        (
+            {"input_shape": ((1,), (2,)), "input_dtype": ("int64",)},
+            "quantizer_metadata.input_dtype: must fit ((1,), (2,)), got ('int64',)",
+        ),
+        ({"functional_modules": 1}, "quantizer_metadata.functional_modules: is malformed, got 1"),
+    ],
+)
+def test_malformed_metadata_are_refused(net, changes, text) -> None:
+    metadata = {"class": "PostTrainLinearQuantizer", "params": {}, "input_shape": (1, 3, 8, 8), **changes}
+    with pytest.raises(QuantizationError) as error:
+        rebuild_quantized(net, metadata)
+    assert str(error.value) == text
 
 
 def test_metadata_of_something_else_are_refused(net) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
 from distiller.export.size import dense_bytes, quantized_bytes
 from distiller.quantization.post_train import PostTrainLinearQuantizer
 from distiller.quantization.stored import stored_params
+from tests.quantization.networks import WordModel, quantized
 
 
 @pytest.fixture
@@ -61,3 +64,36 @@ def test_weights_only_keeps_biases_in_floating_point(residual, images) -> None:
     stored = stored_params(residual)
     assert not [name for name in stored.bits if name.endswith("bias")]
     assert quantized_bytes(stored.tensors, stored.bits) < before / 2
+
+
+def test_an_embedding_has_one_scale_and_is_counted_once_where_it_is_tied() -> None:
+    words = torch.zeros(2, 2, dtype=torch.int64)
+    model = quantized(
+        WordModel().eval(), None, words, bits_activations=None, bits_parameters=4, per_channel_wts=True
+    )
+    stored = stored_params(model)
+    assert stored.bits["encoder.wrapped_module.weight"] == 4
+    assert "encoder.wrapped_module.weight" not in stored.per_channel
+    names = ["encoder.wrapped_module.weight", "decoder.wrapped_module.weight"]
+    both = {name: stored.tensors[name] for name in names}
+    bits = dict.fromkeys(names, 4)
+    # 160 weights at 4 bits twice, as the decoder has a scale for each of its 20 rows
+    assert quantized_bytes(both, bits, stored.per_channel & set(names)) == 80 + 5 + 80 + 20 * 5
+    tied = stored_params(quantized(WordModel().eval(), None, words, bits_activations=None, bits_parameters=4))
+    assert quantized_bytes({name: tied.tensors[name] for name in names}, bits) == 80 + 5
+
+
+def test_layers_in_half_precision_take_half_of_the_bytes(residual, images) -> None:
+    before = sum(p.numel() for p in residual.parameters())
+    model = quantized(residual, None, images[:1], fpq_module=16)
+    stored = stored_params(model)
+    assert not stored.bits
+    folded = 16  # two batch norms became biases
+    assert dense_bytes(stored.tensors) == 2 * (before - 2 * folded + folded)
+
+
+def test_scales_of_a_transposed_convolution_are_those_of_its_outputs() -> None:
+    model = nn.Sequential(nn.ConvTranspose2d(4, 6, 2, groups=2, bias=False))
+    twin = quantized(model, None, torch.randn(1, 4, 3, 3), bits_activations=None, per_channel_wts=True)
+    stored = stored_params(twin)
+    assert quantized_bytes(stored.tensors, stored.bits, stored.per_channel) == 4 * 3 * 4 + 6 * 5
