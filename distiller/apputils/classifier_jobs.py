@@ -37,6 +37,7 @@ from distiller.data_loggers.collector import collector_context
 from distiller.data_loggers.quant_stats import STATS_FILE, QuantCalibrationStatsCollector
 from distiller.dummy_input import get_dummy_input
 from distiller.errors import QuantizationError, UnknownNameError, UsageError
+from distiller.functional_modules import to_modules
 from distiller.model_summaries import PICTURES, model_summary
 from distiller.names import strip_wrappers, unwrap
 from distiller.quantization import PostTrainLinearQuantizer
@@ -177,6 +178,7 @@ def evaluate(compressor: ClassifierCompressor) -> ResultsCard:
 
 def collect_statistics(compressor: ClassifierCompressor) -> None:
     """Collect activation statistics on a share of the training set into `acts_quantization_stats.yaml`."""
+    _name_operations(compressor)
     collector = _collect(compressor, compressor.args.qe_calibration)
     path = collector.save(compressor.run.require_folder() / STATS_FILE)
     _LOG.info("Saved activation statistics to: %s", path)
@@ -326,6 +328,7 @@ def _make_quantizer(
     is_weights_only = args.qe_bits_acts == 0 and args.qe_calibration is None
     if args.qe_stats_file or args.qe_dynamic or is_weights_only:
         return _quantizer_of_flags(model, args), None
+    _name_operations(compressor)
     # What is wrong with the flags is told before statistics are collected, which may take long.
     parse_multiplier_bits(args.qe_scale_approx_bits, "--qe-scale-approx-bits")
     _quantizer_of_flags(model, _with(args, qe_dynamic=True, qe_scale_approx_bits=None))
@@ -352,6 +355,12 @@ def _quantizer_of_flags(model: nn.Module, args: Namespace) -> PostTrainLinearQua
     except QuantizationError as error:
         setting, colon, text = str(error).partition(": ")
         raise QuantizationError(f"{_FLAGS.get(setting, setting)}{colon}{text}") from error
+
+
+def _name_operations(compressor: ClassifierCompressor) -> None:
+    """Make modules of the model's functional operations, so that statistics and the quantizer know them."""
+    shape = (1, *compressor.input_shape)
+    to_modules(unwrap(compressor.model), get_dummy_input(device=compressor.device, input_shape=shape))
 
 
 def _collect(compressor: ClassifierCompressor, portion: float) -> QuantCalibrationStatsCollector:

@@ -12,13 +12,17 @@ from distiller.quantization.ptq_elementwise import (
     RangeLinearQuantConcatWrapper,
     RangeLinearQuantEltwiseAddWrapper,
     RangeLinearQuantEltwiseMultWrapper,
+    RangeLinearQuantEltwiseSubWrapper,
     RangeLinearQuantMatmulWrapper,
+    RangeLinearQuantStackWrapper,
 )
 from distiller.quantization.ptq_layers import (
+    RangeLinearEmbeddingWrapper,
     RangeLinearFakeQuantWrapper,
     RangeLinearQuantParamLayerWrapper,
     RangeLinearQuantWrapper,
 )
+from distiller.quantization.ptq_precision import FPWrapper
 from distiller.quantization.q_utils import (
     approx_scale_as_mult_and_shift,
     asymmetric_linear_quantization_params,
@@ -37,16 +41,20 @@ from distiller.quantization.stored import StoredParams, stored_params
 
 __all__ = [
     "ClipMode",
+    "FPWrapper",
     "LinearQuantMode",
     "PostTrainLinearQuantizer",
     "QBits",
     "Quantizer",
+    "RangeLinearEmbeddingWrapper",
     "RangeLinearFakeQuantWrapper",
     "RangeLinearQuantConcatWrapper",
     "RangeLinearQuantEltwiseAddWrapper",
     "RangeLinearQuantEltwiseMultWrapper",
+    "RangeLinearQuantEltwiseSubWrapper",
     "RangeLinearQuantMatmulWrapper",
     "RangeLinearQuantParamLayerWrapper",
+    "RangeLinearQuantStackWrapper",
     "RangeLinearQuantWrapper",
     "StoredParams",
     "approx_scale_as_mult_and_shift",

@@ -159,6 +159,7 @@ def test_a_checkpoint_of_another_quantized_model_is_told_as_that(tmp_path, make)
     assert text.endswith("; give a checkpoint of this model")
 
 
+@pytest.mark.filterwarnings("ignore:.*operations stay in floating point")
 def test_a_quantized_model_is_prepared_as_its_checkpoint_says(tmp_path):
     model = quantized(Net(), dynamic=False)
     path = save_checkpoint(0, "net", model, dir=tmp_path)
@@ -170,6 +171,7 @@ def test_a_quantized_model_is_prepared_as_its_checkpoint_says(tmp_path):
     assert restore_quantizer(fresh, read_checkpoint(save_checkpoint(0, "net", Net(), dir=tmp_path))) is None
 
 
+@pytest.mark.filterwarnings("ignore:.*operations stay in floating point")
 def test_another_model_is_not_prepared_as_a_checkpoint_says(tmp_path):
     """The statistics in it are of the other model too, and were all that the message spoke of."""
     path = save_checkpoint(0, "net", quantized(Net(), dynamic=False), dir=tmp_path)
