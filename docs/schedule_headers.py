@@ -1,7 +1,8 @@
 """The headers of the schedules under schedules/, and their index, written from the results that are kept.
 
 A header says "Measured (`make ...`; docs/results/MODEL_DATASET/NAME.json)"; what follows is written from
-that file. Knows nothing about how results come about.
+that file. Until there is one it says "Not measured yet" instead of "Measured".
+Knows nothing about how results come about.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 INDEX = ROOT / "schedules" / "README.md"
 MADE_BY = "make results-schedules"
-SECTIONS = {"pruner": "pruners", "regularizer": "regularizers", "extension": "extensions"}
+SECTIONS = {
+    "quantizer": "quantizers",
+    "pruner": "pruners",
+    "regularizer": "regularizers",
+    "extension": "extensions",
+}
 """The words of policies, with their sections."""
 INTRODUCTION = """\
 <!-- Written by `python -m docs.measure_schedules --headers`: edit the schedules instead. -->
@@ -41,6 +47,7 @@ _HEADINGS = (
     "|---|---|---|---|---|---|---|",
 )
 _WIDTH = 110
+_MEASURED = r"(?:Measured|Not measured yet) \((`[^`]+`; (docs/results/\S+\.json))\)"
 _MOST_LISTED = 4
 
 
@@ -72,14 +79,14 @@ class Shipped:
 
     @property
     def results(self) -> Path | None:
-        """The results that the header is written from; None when there are none."""
-        found = re.findall(r"^Measured \(`[^`]+`; (docs/results/\S+\.json)\)", self.header, re.MULTILINE)
-        return ROOT / found[0] if found else None
+        """The results that the header is written from, or will be; None when it names none."""
+        found = re.search(rf"^{_MEASURED}", self.header, re.MULTILINE)
+        return ROOT / found[2] if found else None
 
     @property
     def is_ours_to_run(self) -> bool:
         """Whether this script measures it; others are measured by other targets of the Makefile."""
-        return f"Measured (`{MADE_BY}`;" in self.header
+        return any(f"{words} (`{MADE_BY}`;" in self.header for words in ("Measured", "Not measured yet"))
 
     @property
     def data(self) -> dict[str, Any]:
@@ -100,7 +107,8 @@ def measured_block(schedule: Shipped) -> str:
     assert schedule.results is not None
     card = json.loads(schedule.results.read_text(encoding="utf-8"))
     measured, dense = card["measured"], _dense_figures(schedule.results, card)
-    (opening,) = re.findall(r"^# Measured \(.*?\)", schedule.text, re.MULTILINE)
+    ((made_by, _),) = re.findall(rf"^# {_MEASURED}", schedule.text, re.MULTILINE)
+    opening = f"# Measured ({made_by})"
     images = f"on the {measured['n']:,} test images:"
     lines = [
         f"{opening}, {images}" if len(opening) + len(images) + 2 <= _WIDTH else f"{opening},\n# {images}"
@@ -111,9 +119,11 @@ def measured_block(schedule: Shipped) -> str:
     entries = card.get("structures", [])
     is_thinned = card.get("is_thinned", False)
     is_pruned = measured["weight_sparsity"] >= 0.01 or any(entry["count"] for entry in entries)
+    is_quantized = any("quantizer" in policy for policy in schedule.data["policies"])
+    done = "thinned" if is_thinned else "pruned" if is_pruned else "quantized" if is_quantized else "trained"
     lines += [
         f"#   dense     {_accuracy(dense)}",
-        f"#   {'thinned' if is_thinned else 'pruned' if is_pruned else 'trained':9} {_accuracy(measured)}",
+        f"#   {done:9} {_accuracy(measured)}",
     ]
     if is_thinned:
         lines += _thinned_lines(card)
@@ -131,7 +141,7 @@ def measured_block(schedule: Shipped) -> str:
 
 def with_block(schedule: Shipped) -> str:
     """The schedule's text with its header as the results are now."""
-    block = re.compile(r"^# Measured \(.*?(?=^#$|^[^#]|^$)", re.MULTILINE | re.DOTALL)
+    block = re.compile(r"^# (?:Measured|Not measured yet) \(.*?(?=^#$|^[^#]|^$)", re.MULTILINE | re.DOTALL)
     return block.sub(lambda _: measured_block(schedule), schedule.text, count=1)
 
 

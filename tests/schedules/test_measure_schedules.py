@@ -175,6 +175,34 @@ def test_a_network_that_is_dense_at_the_end_is_not_called_pruned(project):
     ]
 
 
+def test_a_header_that_says_not_measured_yet_is_measured_and_says_so(project):
+    half = both()[1]
+    half.path.write_text(PRUNED.replace("# Measured (", "# Not measured yet (").replace("), pending", ")."))
+    half = both()[1]
+    assert half.is_ours_to_run
+    assert half.results == results_of(both()[0]).with_stem("half")
+    measure(both(), shipped(), again=False)
+    opening = "# Measured (`make results-schedules`; docs/results/tiny_fashion_mnist/half.json), on"
+    text = both()[1].text
+    assert opening in text
+    assert "Not measured yet" not in text
+
+
+def test_a_network_that_a_quantizer_trained_is_called_quantized_in_its_header_and_has_its_class(project):
+    pruned = both()[1]
+    quantizer = (
+        "quantizers: {q: {class: LSQQuantizer}}\npolicies: [{quantizer: {instance_name: q}, epochs: [0]}]\n"
+    )
+    pruned.path.write_text(PRUNED.partition("pruners:")[0] + quantizer)
+    quantized = both()[1]
+    results_of(quantized).parent.mkdir(parents=True)
+    results_of(quantized).write_text(json.dumps(card(8950, 0.0, card(9010, 0.0)["measured"])))
+    assert measured_block(quantized).splitlines()[2:] == [
+        "#   quantized 8,950/10,000 = 89.50 %, 89.00 to 90.00 %"
+    ]
+    assert classes_of(quantized.data) == ["LSQQuantizer"]
+
+
 def test_of_a_thinned_network_the_header_and_the_index_say_what_is_gone_and_how_much_faster_it_is(project):
     measure(both(), shipped(), again=False)
     half = both()[1]

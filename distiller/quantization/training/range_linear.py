@@ -155,7 +155,18 @@ class QuantAwareTrainRangeLinearQuantizer(QatQuantizer):
 class NCFQuantAwareTrainQuantizer(QuantAwareTrainRangeLinearQuantizer):
     """For neural collaborative filtering: the outputs of linear layers, products and concatenations too.
 
-    The model's inputs are numbers of users and items, and not quantized. Arguments as of the base class.
+    The model's inputs are numbers of users and items, and not quantized.
+
+    Args:
+        model: changed in place by `prepare_model`.
+        optimizer: of the model; nothing is added to it.
+        bits_activations: 2 to 16; 0, None or 32: full precision, the default.
+        bits_weights: alike.
+        bits_bias: alike; symmetric over the range of the bias.
+        overrides: by layer name or pattern, the bits, `mode`, `ema_decay` and `per_channel_wts`.
+        mode: how ranges are laid onto integers, or `{activations: mode, weights: mode}`.
+        ema_decay: decay of the moving averages that ranges of activations are, per batch, in [0, 1).
+        per_channel_wts: a grid for each output channel of a weight.
     """
 
     def __init__(

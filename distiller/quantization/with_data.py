@@ -1,0 +1,263 @@
+"""Post-training quantization that looks at data: the steps one after the other, to a quantized model.
+
+    equalize -> collect statistics -> choose widths -> choose clip modes -> quantize
+    -> scales of weights -> scales by the loss -> learned rounding -> corrected biases
+
+What can be resumed (searches, learned rounding) keeps its state in files of a folder.
+Knows nothing about files of images or command lines.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from distiller.atomic_file import replacing
+from distiller.data_loggers.quant_stats import collect_quant_stats
+from distiller.errors import QuantizationError
+from distiller.functional_modules import to_modules
+from distiller.names import unwrap
+from distiller.quantization.data_steps import DataSteps, checked
+from distiller.quantization.post_train import PostTrainLinearQuantizer
+from distiller.quantization.refinement import (
+    AdaRoundReport,
+    AdaRoundSettings,
+    adaround,
+    correct_biases,
+    equalize,
+    float_twin,
+    rescale_weights,
+)
+from distiller.quantization.refinement.capture import Batches, each_batch
+from distiller.quantization.search.clip_search import ptq_greedy_search
+from distiller.quantization.search.copies import EvalFn
+from distiller.quantization.search.lapq import coordinate_search
+from distiller.quantization.search.lapq_settings import LapqSettings
+from distiller.quantization.search.mixed_precision import mixed_precision_search
+from distiller.quantization.search.search_log import SearchProgress
+
+__all__ = ["QuantizedWithData", "quantize_with_data"]
+
+_LOG = logging.getLogger(__name__)
+_ROUNDING_STATE = "adaround.pt"
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWithData:
+    """The outcome.
+
+    Attributes:
+        quantizer: prepared; `quantizer.model` is the quantized model, which may be a copy.
+        float_model: the model in floating point whose layers the quantized ones approximate, under the same
+            names: equalized where that was asked for, batch norms folded.
+        stats: the activation statistics that were collected; None where they were given, or not needed.
+        reports: what each step did, by its name.
+    """
+
+    quantizer: PostTrainLinearQuantizer
+    float_model: nn.Module
+    stats: Mapping[str, Any] | None
+    reports: Mapping[str, Any] = field(default_factory=dict)
+
+
+def quantize_with_data(
+    quantizer: PostTrainLinearQuantizer,
+    steps: DataSteps,
+    dummy_input: Any,
+    batches: Batches,
+    eval_fn: EvalFn,
+    *,
+    folder: str | Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> QuantizedWithData:
+    """Quantize a model with the settings of a quantizer, in steps that look at data.
+
+    Args:
+        quantizer: not prepared, its settings are those of the result; its model may be changed, and is in
+            floating point no more.
+        steps: which steps, beyond statistics (collected where the quantizer has none).
+        dummy_input: an input, or a tuple of them.
+        batches: inputs of the model to calibrate on, the same in each pass.
+        eval_fn: the model's loss on data, the same each time.
+        folder: keeps the states of searches and of learned rounding, to go on from after a kill; None: none.
+        progress: called with a line of text now and then.
+
+    Raises:
+        QuantizationError: the steps do not go together, a setting is wrong, or the quantizer is prepared.
+        DistillerError: as the steps.
+    """
+    if quantizer.is_prepared:
+        raise QuantizationError(
+            "quantize_with_data: the model is prepared already; give it in floating point"
+        )
+    return _Pipeline(quantizer, steps, dummy_input, batches, eval_fn, folder, progress or _LOG.info).run()
+
+
+class _Pipeline:
+    """The steps, with what they hand on."""
+
+    def __init__(
+        self,
+        quantizer: PostTrainLinearQuantizer,
+        steps: DataSteps,
+        dummy_input: Any,
+        batches: Batches,
+        eval_fn: EvalFn,
+        folder: str | Path | None,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.model = quantizer.model
+        self.steps = steps
+        self.settings = quantizer.settings()
+        self.dummy_input = dummy_input
+        self.batches = batches
+        self.eval_fn = eval_fn
+        self.folder = None if folder is None else Path(folder)
+        self.tell = tell
+        self.reports: dict[str, Any] = {}
+        self.stats: Mapping[str, Any] | None = None
+        self.rounding = checked(AdaRoundSettings, steps.adaround or {}, "adaround")
+        self.lapq = checked(LapqSettings, steps.lapq or {}, "lapq")
+        has_stats = self.settings["model_activation_stats"] is not None
+        if steps.cross_layer_equalization is not None and has_stats:
+            raise QuantizationError(
+                "cross_layer_equalization: changes the ranges that model_activation_stats tell of; "
+                "leave the statistics out: they are collected once it is done"
+            )
+
+    def run(self) -> QuantizedWithData:
+        steps = self.steps
+        model = unwrap(self.model).eval()
+        to_modules(model, self.dummy_input)
+        if steps.cross_layer_equalization is not None:
+            self.reports["cross_layer_equalization"] = equalize(
+                model, self.dummy_input, **steps.cross_layer_equalization
+            )
+            self.tell(f"equalized {len(self.reports['cross_layer_equalization'].pairs)} pairs of layers")
+        if self.settings["model_activation_stats"] is None and self.settings["bits_activations"]:
+            self.tell("collecting activation statistics, in two passes")
+            self.stats = collect_quant_stats(model, self._run_over_batches)
+            self.settings["model_activation_stats"] = self.stats
+        if steps.mixed_precision is not None:
+            self._choose_widths()
+        if steps.clip_search is not None:
+            self._choose_clip_modes()
+        twin = float_twin(model, self.dummy_input)
+        quantizer = self._quantized()
+        if steps.mse_weight_scales is not None:
+            self.reports["mse_weight_scales"] = rescale_weights(twin, quantizer.model)
+        if steps.adaround is not None:
+            self.reports["adaround"] = self._round(twin, quantizer.model)
+        if steps.bias_correction is not None:
+            self.reports["bias_correction"] = correct_biases(twin, quantizer.model, self.batches)
+            self.tell(f"corrected {len(self.reports['bias_correction'].layers)} biases")
+        return QuantizedWithData(quantizer, twin, self.stats, self.reports)
+
+    def _quantized(self) -> PostTrainLinearQuantizer:
+        """The model quantized; by the scales of the least loss where that is asked for."""
+        if self.steps.lapq is None:
+            quantizer = PostTrainLinearQuantizer(self.model, **self.settings)
+            quantizer.prepare_model(self.dummy_input)
+            return quantizer
+        result = coordinate_search(
+            PostTrainLinearQuantizer(self.model, **self.settings),
+            self.dummy_input,
+            self.eval_fn,
+            self.lapq,
+            None,
+            self._file("lapq.jsonl"),
+            self._told("LAPQ"),
+        )
+        self.reports["lapq"] = result
+        return result.quantizer
+
+    def _choose_widths(self) -> None:
+        given = dict(self.steps.mixed_precision or {})
+        quantizer = PostTrainLinearQuantizer(self.model, **self.settings)
+        average = given.pop("average_bits", None)
+        [(budget, limit)] = [
+            (key, given.pop(key)) for key in ("weight_bytes", "bit_operations") if key in given
+        ] or [("weight_bytes", _bytes_at(quantizer, average))]
+        result = mixed_precision_search(
+            quantizer,
+            self.dummy_input,
+            self.eval_fn,
+            [limit],
+            budget,  # type: ignore[arg-type]
+            **given,
+            log_path=self._file("mixed_precision.jsonl"),
+            progress=self._told("mixed precision"),
+        )
+        [point] = result.points
+        self.settings["overrides"] = point.overrides
+        self.reports["mixed_precision"] = result
+
+    def _choose_clip_modes(self) -> None:
+        _, chosen = ptq_greedy_search(
+            self.model,
+            self.dummy_input,
+            self.eval_fn,
+            settings=self.settings,
+            log_path=self._file("clip_search.jsonl"),
+            progress=self._told("clip search"),
+            **(self.steps.clip_search or {}),
+        )
+        self.settings["overrides"] = chosen
+        self.reports["clip_search"] = chosen
+
+    def _round(self, twin: nn.Module, model: nn.Module) -> AdaRoundReport:
+        path = self._file(_ROUNDING_STATE)
+        state = torch.load(path, weights_only=True) if path is not None and path.is_file() else None
+
+        def keep(report: AdaRoundReport, count: int) -> None:
+            done = report.layers[-1]
+            self.tell(
+                f"AdaRound [{len(report.layers)}/{count}] {done.name}: "
+                f"error {done.loss_before:.3g} -> {done.loss_after:.3g}"
+            )
+            if path is not None:
+                with replacing(path) as file:
+                    torch.save(report.state, file)
+
+        return adaround(twin, model, self.batches, self.rounding, resume_from=state, on_layer=keep)
+
+    def _run_over_batches(self, model: nn.Module) -> None:
+        with torch.inference_mode():
+            for arguments in each_batch(self.batches):
+                model(*arguments)
+
+    def _file(self, name: str) -> Path | None:
+        return None if self.folder is None else self.folder / name
+
+    def _told(self, search: str) -> Callable[[SearchProgress], None]:
+        def tell(progress: SearchProgress) -> None:
+            whole = "" if progress.left is None else f"/{progress.done + progress.left}"
+            self.tell(
+                f"{search} [{progress.done}{whole}]: loss {progress.value:.5g}, best {progress.best:.5g}"
+            )
+
+        return tell
+
+
+def _bytes_at(quantizer: PostTrainLinearQuantizer, average_bits: Any) -> float:
+    """The bytes of all weights that are to be quantized, at an average width."""
+    if (
+        isinstance(average_bits, bool)
+        or not isinstance(average_bits, int | float)
+        or not 2 <= average_bits <= 16
+    ):
+        raise QuantizationError(
+            f"mixed_precision: average_bits: must be a number from 2 to 16, got {average_bits!r}"
+        )
+    elements = 0
+    for name, layer in quantizer.layers.items():
+        weight = getattr(layer, "weight", None)
+        if quantizer.module_qbits_map[name].wts is not None and weight is not None:
+            elements += weight.numel()
+    return elements * average_bits / 8

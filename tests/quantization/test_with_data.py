@@ -1,0 +1,159 @@
+"""The steps one after the other, on a small network that has learned the digits."""
+
+import copy
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn import functional as F
+
+from distiller.errors import QuantizationError
+from distiller.quantization import PostTrainLinearQuantizer
+from distiller.quantization.data_steps import DataSteps
+from distiller.quantization.with_data import quantize_with_data
+
+IMAGES, LABELS = (torch.tensor(values) for values in load_digits(return_X_y=True))
+IMAGES, LABELS = (IMAGES.float().reshape(-1, 1, 8, 8) / 16)[:512], LABELS[:512]
+DUMMY = IMAGES[:1]
+FEW_BITS = {"bits_activations": 8, "bits_parameters": 2, "mode": "ASYMMETRIC_UNSIGNED"}
+
+
+def loss(model):
+    with torch.no_grad():
+        return float(F.cross_entropy(model(IMAGES), LABELS))
+
+
+class Residual(nn.Module):
+    """Adds by itself: a functional operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.BatchNorm2d(8)
+        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
+        self.pool, self.fc = nn.MaxPool2d(2), nn.Linear(128, 10)
+
+    def forward(self, x):
+        x = self.relu1(self.bn1(self.conv1(x)))
+        return self.fc(self.pool(self.relu2(x + self.bn2(self.conv2(x)))).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    torch.manual_seed(0)
+    model = Residual()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(40):
+        optimizer.zero_grad()
+        F.cross_entropy(model(IMAGES), LABELS).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def quantized(trained, plain=None, settings=FEW_BITS, **keywords):
+    quantizer = PostTrainLinearQuantizer(copy.deepcopy(trained), **settings)
+    batches = [IMAGES[:256], IMAGES[256:]]
+    return quantize_with_data(quantizer, DataSteps.from_plain(plain), DUMMY, batches, loss, **keywords)
+
+
+def test_without_steps_it_collects_statistics_of_functional_operations_too_and_quantizes(trained):
+    result = quantized(trained)
+    assert "add" in result.stats
+    assert result.reports == {}
+    assert result.quantizer.is_prepared
+    assert loss(result.float_model) == pytest.approx(loss(trained), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        {"adaround": {"iterations": 150, "samples": 512}},
+        {"lapq": {"init_mode": "L2", "maxfev": 30}},
+        {"clip_search": True},
+        {
+            "cross_layer_equalization": True,
+            "adaround": {"iterations": 100, "samples": 512},
+            "bias_correction": True,
+        },
+    ],
+    ids=lambda plain: "+".join(plain),
+)
+def test_each_step_makes_few_bits_better_and_tells_what_it_did(trained, plain):
+    lines = []
+    result = quantized(trained, plain, progress=lines.append)
+    assert tuple(result.reports) == DataSteps.from_plain(plain).names
+    assert loss(result.quantizer.model) <= loss(quantized(trained).quantizer.model)
+    assert lines
+
+
+def test_scales_of_least_squared_error_are_chosen_for_each_weight(trained):
+    rescaled = quantized(trained, {"mse_weight_scales": True}).reports["mse_weight_scales"]
+    assert {layer.name for layer in rescaled} == {"conv1", "conv2", "fc"}
+    assert all(layer.error_after < layer.error_before for layer in rescaled)
+
+
+def test_mixed_precision_keeps_within_the_budget(trained):
+    result = quantized(trained, {"mixed_precision": {"average_bits": 4.5, "weight_widths": [2, 4, 8]}})
+    [point] = result.reports["mixed_precision"].points
+    weights = {
+        name: layer.weight.numel() for name, layer in trained.named_children() if name in point.weights
+    }
+    assert point.cost <= sum(weights.values()) * 4.5 / 8
+    assert set(point.weights) == {"conv1", "conv2", "fc"}
+    widths = {name: result.quantizer.module_qbits_map[name].wts for name in point.weights}
+    assert widths == point.weights
+
+
+def test_a_killed_run_goes_on_where_it_was(trained, tmp_path):
+    plain = {"adaround": {"iterations": 60, "samples": 256}}
+
+    class Killed(Exception):
+        pass
+
+    def stop(line):
+        if "[2/" in line:
+            raise Killed
+
+    with pytest.raises(Killed):
+        quantized(trained, plain, folder=tmp_path, progress=stop)
+    lines = []
+    resumed = quantized(trained, plain, folder=tmp_path, progress=lines.append)
+    whole = quantized(trained, plain)
+    for ours, theirs in zip(
+        resumed.quantizer.model.state_dict().values(),
+        whole.quantizer.model.state_dict().values(),
+        strict=True,
+    ):
+        assert torch.equal(ours, theirs)
+    assert not any("[1/" in line for line in lines)
+
+
+def test_statistics_of_before_are_refused_with_equalization(trained):
+    stats = quantized(trained).stats
+    with pytest.raises(
+        QuantizationError, match="^cross_layer_equalization: changes the ranges that model_act"
+    ):
+        quantized(trained, {"cross_layer_equalization": True}, {**FEW_BITS, "model_activation_stats": stats})
+
+
+@pytest.mark.parametrize(
+    ("plain", "text"),
+    [
+        ({"adaround": {"iterations": 0}}, "^adaround: .*iterations must be a whole number"),
+        ({"lapq": {"method": "Powel"}}, "^lapq: ptq_coordinate_search: method.*did you mean 'Powell'"),
+        (
+            {"mixed_precision": {"average_bits": 1}},
+            "^mixed_precision: average_bits: must be a number from 2 to 16",
+        ),
+    ],
+)
+def test_wrong_settings_of_steps_name_the_step(trained, plain, text):
+    with pytest.raises(QuantizationError, match=text):
+        quantized(trained, plain)
+
+
+def test_a_prepared_quantizer_is_refused(trained):
+    quantizer = quantized(trained).quantizer
+    with pytest.raises(QuantizationError, match="the model is prepared already"):
+        quantize_with_data(quantizer, DataSteps(), DUMMY, [IMAGES], loss)
