@@ -55,7 +55,7 @@ def test_a_name_is_registered_once():
 
 def test_a_class_of_distiller_that_is_not_here_is_told_as_such():
     with pytest.raises(UnknownNameError) as caught:
-        Registry("quantizer").look_up("DorefaQuantizer")
+        Registry("lr_scheduler").look_up("LambdaLR")
     assert str(caught.value) == (
-        "class 'DorefaQuantizer' of Distiller is not in this version; see docs/migrating.md"
+        "class 'LambdaLR' of Distiller is not in this version; see docs/migrating.md"
     )
