@@ -85,6 +85,16 @@ def matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern) and "parametrizations" not in name.split(".")
 
 
+def hidden_prefix(name: str) -> str:
+    """What the names of all tensors begin with that the parametrizations of a parameter have of their own.
+
+    Args:
+        name: of the parameter, canonical.
+    """
+    owner_name, dot, key = name.rpartition(".")
+    return f"{owner_name}{dot}parametrizations.{key}."
+
+
 def resolve(requested: str, available: Collection[str], what: str = "parameter") -> tuple[str, ...]:
     """The available names that a name or shell-style pattern stands for, in their order.
 

@@ -10,6 +10,7 @@ from distiller.names import (
     canonical_state_dict,
     find_module,
     find_parameter,
+    hidden_prefix,
     named_modules,
     named_parameters,
     owner,
@@ -114,3 +115,12 @@ def test_parameters_and_modules_are_found_by_name(tiny_cnn):
 def test_owner_and_strip():
     assert owner("layer1.0.conv.weight") == "layer1.0.conv"
     assert strip_wrappers("features.module.0.weight") == "features.0.weight"
+
+
+def test_hidden_prefix_is_that_of_a_parametrizations_own_tensors() -> None:
+    layer = nn.Sequential(nn.Linear(2, 2))
+    parametrize.register_parametrization(layer[0], "weight", nn.PReLU())
+    own = set(canonical_state_dict(layer)) - {"0.weight", "0.bias"}
+    assert own
+    assert all(name.startswith(hidden_prefix("0.weight")) for name in own)
+    assert hidden_prefix("weight") == "parametrizations.weight."

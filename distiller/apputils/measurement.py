@@ -107,7 +107,8 @@ def measure(
     stored = state if stored is None else stored
     bytes_quantized = quantized_bytes(stored, bits_by_param, per_channel) if bits_by_param else None
     # The weights of a quantized model are buffers: they count as parameters all the same.
-    params = dict(named_parameters(model)) | {name: state[name] for name in bits_by_param}
+    params = {name: value for name, value in named_parameters(model) if name in stored}
+    params |= {name: stored[name] for name in bits_by_param}
     counts = {name: (value.numel(), _nonzeros(value)) for name, value in params.items()}
     parameters, nonzeros = (
         (sum(column) for column in zip(*counts.values(), strict=True)) if counts else (0, 0)

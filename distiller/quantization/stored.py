@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from distiller.names import canonical_state_dict, named_modules
+from distiller.names import canonical_state_dict, hidden_prefix, named_modules
 from distiller.quantization.ptq_layers import RangeLinearQuantParamLayerWrapper, filters_first
 from distiller.quantization.ptq_precision import FPWrapper
 from distiller.quantization.ptq_weights import QuantizedWeightWrapper
+from distiller.quantization.training.folded_parameters import parameter_quantizer
+from distiller.quantization.training.weight_quantizers import OutputChannels
 
 _HELPERS = ("weight_scale", "weight_zero_point", "wrapped_module.float_weight", "wrapped_module.float_bias")
 
@@ -26,7 +28,7 @@ class StoredParams:
         tensors: parameters and buffers by canonical name, without the weights' scales and zero points
             (which go with each quantized tensor) and without full-precision copies; weights that are equal,
             as those of a tied embedding, are one tensor. Weights with a scale for each output channel have
-            those in dimension 0.
+            those in dimension 0. What is trained in full precision is stored as the layers compute with it.
         bits: width of each quantized one; the others are stored as they are.
         per_channel: those of them with a scale for each output channel.
     """
@@ -45,6 +47,7 @@ def stored_params(model: nn.Module) -> StoredParams:
     for name, module in named_modules(model):
         prefix = f"{name}." if name else ""
         weight, bias = f"{prefix}wrapped_module.weight", f"{prefix}wrapped_module.bias"
+        _store_trained(module, prefix, tensors, bits, per_channel)
         if isinstance(module, FPWrapper | QuantizedWeightWrapper) and weight in tensors:
             weights.append(weight)
         if not isinstance(module, QuantizedWeightWrapper):
@@ -64,6 +67,43 @@ def stored_params(model: nn.Module) -> StoredParams:
                 tensors.pop(f"{prefix}output_quant.{helper}", None)
     _share_equal(weights, tensors, bits, per_channel)
     return StoredParams(tensors, bits, frozenset(per_channel))
+
+
+def _store_trained(
+    layer: nn.Module, prefix: str, tensors: dict[str, Tensor], bits: dict[str, int], per_channel: set[str]
+) -> None:
+    """Put the quantized values of a layer that was trained with quantization in the place of its parameters.
+
+    What the quantizer of a weight has is not stored, its scale goes with the tensor; but for the attribute
+    that it names in `stored_state`, as the values of a codebook.
+    """
+    for key in ("weight", "bias"):
+        quantizer = parameter_quantizer(layer, key)
+        if quantizer is None:
+            continue
+        values: Tensor = getattr(layer, key).detach()
+        channels = getattr(quantizer, "channels", None)
+        if channels is not None:
+            assert isinstance(channels, OutputChannels)
+            values = values if channels.dim == 0 else channels.rows(values)
+            per_channel.add(f"{prefix}{key}")
+        hidden = hidden_prefix(f"{prefix}{key}")
+        for name in [name for name in tensors if name.startswith(hidden)]:
+            del tensors[name]
+        for kept in getattr(quantizer, "stored_state", ()):
+            tensors[f"{hidden}{kept}"] = getattr(quantizer, kept).detach()
+        tensors[f"{prefix}{key}"] = values
+        bits[f"{prefix}{key}"] = max(int(quantizer.num_bits), _bits_of(values, channels is not None))  # type: ignore[arg-type]
+
+
+def _bits_of(values: Tensor, is_per_row: bool) -> int:
+    """The width of integers that tell the values apart, of the row with the most.
+
+    More than that of the quantizer where weights are pruned whose grid has no zero.
+    """
+    rows = (values if is_per_row else values[None]).flatten(1).sort(dim=1).values
+    different = 1 + int((rows.diff(dim=1) != 0).sum(1).max()) if rows.numel() else 1
+    return (different - 1).bit_length()
 
 
 def _share_equal(

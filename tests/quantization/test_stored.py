@@ -9,6 +9,15 @@ from torch import nn
 from distiller.export.size import dense_bytes, quantized_bytes
 from distiller.quantization.post_train import PostTrainLinearQuantizer
 from distiller.quantization.stored import stored_params
+from distiller.quantization.training import (
+    BinaryQuantizer,
+    DorefaQuantizer,
+    LSQQuantizer,
+    PACTQuantizer,
+    QuantAwareTrainRangeLinearQuantizer,
+    TernaryQuantizer,
+    WRPNQuantizer,
+)
 from tests.quantization.networks import WordModel, quantized
 
 
@@ -97,3 +106,75 @@ def test_scales_of_a_transposed_convolution_are_those_of_its_outputs() -> None:
     twin = quantized(model, None, torch.randn(1, 4, 3, 3), bits_activations=None, per_channel_wts=True)
     stored = stored_params(twin)
     assert quantized_bytes(stored.tensors, stored.bits, stored.per_channel) == 4 * 3 * 4 + 6 * 5
+
+
+def trained_net(quantizer_class, **settings) -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)
+    )
+    if quantizer_class not in (BinaryQuantizer, TernaryQuantizer):
+        settings = {"bits_activations": None, **settings}
+    quantizer_class(net, **settings).prepare_model(torch.rand(1, 2, 4, 4))
+    net(torch.rand(5, 2, 4, 4))
+    return net.eval()
+
+
+BATCH_NORM = 4 * 4 * 4 + 8  # weight, bias, mean and variance of 4 channels; batches counted in 8 bytes
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "bits"),
+    [
+        (QuantAwareTrainRangeLinearQuantizer, 5),
+        (LSQQuantizer, 5),
+        (DorefaQuantizer, 5),
+        (PACTQuantizer, 5),
+        (WRPNQuantizer, 5),
+        (BinaryQuantizer, 1),
+        (TernaryQuantizer, 2),
+    ],
+)
+def test_weights_of_a_trained_model_are_stored_at_their_width(quantizer, bits) -> None:
+    width = {} if bits < 3 else {"bits_weights": bits}
+    net = trained_net(quantizer, **width)
+    stored = stored_params(net)
+    assert {name: stored.bits[name] for name in stored.bits} == {"0.weight": bits, "4.weight": bits}
+    assert torch.equal(stored.tensors["0.weight"], net[0].weight)
+    assert set(stored.tensors) == {
+        *("0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked"),
+        *("4.weight", "4.bias"),
+    }
+    scales = 4 + 3 if quantizer is BinaryQuantizer else 2  # its default is one for each channel
+    weights = -(-72 * bits // 8) + -(-48 * bits // 8) + scales * (4 + 1)
+    assert quantized_bytes(stored.tensors, stored.bits, stored.per_channel) == weights + BATCH_NORM + 3 * 4
+
+
+def test_scales_per_channel_of_a_trained_model_count() -> None:
+    net = trained_net(LSQQuantizer, bits_weights=4, per_channel_wts=True)
+    stored = stored_params(net)
+    assert stored.per_channel == {"0.weight", "4.weight"}
+    size = quantized_bytes(stored.tensors, stored.bits, stored.per_channel)
+    assert size == 36 + 24 + (4 + 3) * (4 + 1) + BATCH_NORM + 3 * 4
+
+
+def test_pruned_weights_of_a_grid_without_zero_need_a_bit_more() -> None:
+    net = trained_net(BinaryQuantizer)
+    with torch.no_grad():
+        net[0].parametrizations.weight.original[0, 0, 0, 0] = 0
+    assert stored_params(net).bits == {"0.weight": 2, "4.weight": 1}
+
+
+def test_two_learned_scales_of_ternary_weights_are_stored() -> None:
+    stored = stored_params(trained_net(TernaryQuantizer, learned_scales=True))
+    assert stored.bits["0.weight"] == 2
+    assert "0.parametrizations.weight.positive_scale" in stored.tensors
+
+
+def test_channels_of_transposed_convolutions_come_first() -> None:
+    net = nn.Sequential(nn.ConvTranspose2d(3, 4, 2))
+    LSQQuantizer(net, bits_activations=None, bits_weights=4, per_channel_wts=True).prepare_model(
+        torch.rand(1, 3, 4, 4)
+    )
+    net(torch.rand(1, 3, 4, 4))
+    assert stored_params(net).tensors["0.weight"].shape == (4, 12)

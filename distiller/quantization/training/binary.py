@@ -94,6 +94,8 @@ class BinaryWeightQuantizer(nn.Module):
         clips_gradients: no gradient where |w| > 1.
     """
 
+    num_bits = 1
+
     def __init__(self, channels: OutputChannels | None = None, clips_gradients: bool = False) -> None:
         super().__init__()
         self.channels = channels

@@ -22,8 +22,8 @@ from distiller.quantization.training.attachments import OUTPUT_QUANTIZER, detach
 from distiller.quantization.training.bn_pairs import NORMS, batch_norms_behind
 from distiller.quantization.training.example_input import example_input
 from distiller.quantization.training.fake_quant import Grid
+from distiller.quantization.training.folded_parameters import parameter_quantizer
 from distiller.quantization.training.sim_bn_fold import (
-    FoldedParameters,
     SimulatedFoldedBatchNorm,
     is_passed_over,
 )
@@ -176,10 +176,10 @@ def _made_plain(model: nn.Module) -> dict[str, IntegerWeight]:
             continue
         if is_passed_over(layer):
             replacements[layer] = nn.Identity()
-        if _quantizer_of(layer, "weight") is not None:
+        if parameter_quantizer(layer, "weight") is not None:
             weights[name] = _integer_weight(layer, name)
             _take_parametrizations_off(layer, {"weight": weights[name].values})
-        elif _quantizer_of(layer, "bias") is not None:
+        elif parameter_quantizer(layer, "bias") is not None:
             _take_parametrizations_off(layer, {})
     _replace(model, replacements)
     return weights
@@ -201,18 +201,11 @@ def _take_parametrizations_off(layer: Any, values: dict[str, Tensor]) -> None:
     layer._parameters.update(kept)
 
 
-def _quantizer_of(layer: nn.Module, tensor_name: str) -> nn.Module | None:
-    """The module that quantizes a parameter of a layer, None if none does."""
-    if not parametrize.is_parametrized(layer, tensor_name):
-        return None
-    last = list(getattr(layer.parametrizations, tensor_name))[-1]
-    if isinstance(last, FoldedParameters):
-        return last.quantizer  # type: ignore[return-value]
-    return last if getattr(last, "quantizes", None) == tensor_name else None
-
-
 def _integer_weight(layer: Any, name: str) -> IntegerWeight:
-    quantizer, original = cast(Any, _quantizer_of(layer, "weight")), layer.parametrizations.weight.original
+    quantizer, original = (
+        cast(Any, parameter_quantizer(layer, "weight")),
+        layer.parametrizations.weight.original,
+    )
     if not hasattr(quantizer, "weight_grid"):
         raise QuantizationError(
             f"folded_copy: the weight of '{name}', by {type(quantizer).__name__}, has no integers"

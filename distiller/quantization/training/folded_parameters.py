@@ -1,6 +1,6 @@
 """Weight and bias of a layer with the batch norm behind it folded in, as a parametrization of the weight.
 
-Knows nothing about layers, or how weights are quantized.
+Knows nothing about how weights are quantized.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 
 from distiller.quantization.training.weight_quantizers import OutputChannels
 
-__all__ = ["FoldedParameters", "affine_of", "sigma_of"]
+__all__ = ["FoldedParameters", "affine_of", "parameter_quantizer", "sigma_of"]
 
 
 class FoldedParameters(nn.Module):
@@ -67,6 +68,16 @@ class FoldedParameters(nn.Module):
     def quantized_bias(self, bias: Tensor) -> Tensor:
         """A folded bias, quantized."""
         return bias if self.bias_quantizer is None else self.bias_quantizer(bias)
+
+
+def parameter_quantizer(layer: nn.Module, tensor_name: str) -> nn.Module | None:
+    """The module that quantizes a parameter of a layer in training, None if none does."""
+    if not parametrize.is_parametrized(layer, tensor_name):
+        return None
+    last = list(getattr(layer.parametrizations, tensor_name))[-1]
+    if isinstance(last, FoldedParameters):
+        return last.quantizer  # type: ignore[return-value]
+    return last if getattr(last, "quantizes", None) == tensor_name else None
 
 
 def affine_of(bn: _BatchNorm) -> tuple[Tensor, Tensor]:

@@ -106,6 +106,8 @@ class TernaryWeightQuantizer(nn.Module):
         channels: where the output channels are, for values of each; None for one pair in all.
     """
 
+    num_bits = 2
+
     def __init__(self, threshold: float = TWN_THRESHOLD, channels: OutputChannels | None = None) -> None:
         super().__init__()
         self.threshold = threshold
@@ -143,6 +145,9 @@ class LearnedTernaryWeights(nn.Module):
         positive_scale: P, a parameter, scalar or (output channels,).
         negative_scale: N, alike.
     """
+
+    num_bits = 2
+    stored_state = ("positive_scale", "negative_scale")
 
     def __init__(
         self, weight: Tensor, threshold: float = TTQ_THRESHOLD, channels: OutputChannels | None = None
