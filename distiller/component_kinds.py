@@ -12,6 +12,7 @@ from typing import Any
 import distiller.learning_rate
 import distiller.pruning
 import distiller.quantization
+import distiller.quantization.codebook
 import distiller.quantization.training
 import distiller.regularization  # noqa: F401 - importing a package fills its registry
 from distiller.interfaces import Policy

@@ -95,9 +95,10 @@ class Shipped:
 
 
 def shipped() -> list[Shipped]:
-    """All schedules, the dense baselines first."""
+    """All schedules to train under, the dense baselines first."""
     paths = sorted(
-        (ROOT / "schedules").rglob("*.yaml"), key=lambda path: ("baseline" not in str(path), str(path))
+        (path for path in (ROOT / "schedules").rglob("*.yaml") if path.parent.name != "post_train_quant"),
+        key=lambda path: ("baseline" not in str(path), str(path)),
     )
     return [Shipped(path, path.read_text(encoding="utf-8")) for path in paths]
 
@@ -118,8 +119,11 @@ def measured_block(schedule: Shipped) -> str:
         return "\n".join(lines) + "\n"
     entries = card.get("structures", [])
     is_thinned = card.get("is_thinned", False)
-    is_pruned = measured["weight_sparsity"] >= 0.01 or any(entry["count"] for entry in entries)
     is_quantized = any("quantizer" in policy for policy in schedule.data["policies"])
+    # Quantization rounds small weights to zero by itself.
+    is_pruned = (not is_quantized and measured["weight_sparsity"] >= 0.01) or any(
+        entry["count"] for entry in entries
+    )
     done = "thinned" if is_thinned else "pruned" if is_pruned else "quantized" if is_quantized else "trained"
     lines += [
         f"#   dense     {_accuracy(dense)}",
@@ -127,6 +131,12 @@ def measured_block(schedule: Shipped) -> str:
     ]
     if is_thinned:
         lines += _thinned_lines(card)
+    if is_quantized:
+        lines += [
+            f"#   weights packed at their bits {measured['bytes_quantized']:,} bytes of "
+            f"{dense['bytes_dense']:,} ({dense['bytes_dense'] / measured['bytes_quantized']:.2f}x fewer);",
+            "#   simulated in floating point: `--export-int8` makes the integer model",
+        ]
     if is_pruned:
         lines += [
             f"#   sparsity of the weights {100 * measured['weight_sparsity']:.2f} %, "

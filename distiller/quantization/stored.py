@@ -6,11 +6,13 @@ Knows nothing about file formats.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distiller.names import canonical_state_dict, hidden_prefix, named_modules
+from distiller.quantization.codebook import CodebookWeights
 from distiller.quantization.ptq_layers import RangeLinearQuantParamLayerWrapper, filters_first
 from distiller.quantization.ptq_precision import FPWrapper
 from distiller.quantization.ptq_weights import QuantizedWeightWrapper
@@ -74,26 +76,34 @@ def _store_trained(
 ) -> None:
     """Put the quantized values of a layer that was trained with quantization in the place of its parameters.
 
-    What the quantizer of a weight has is not stored, its scale goes with the tensor; but for the attribute
-    that it names in `stored_state`, as the values of a codebook.
+    What the quantizer of a weight has is not stored, its scale goes with the tensor; but for the attributes
+    that it names in `stored_state`, and for the values of a codebook.
     """
     for key in ("weight", "bias"):
         quantizer = parameter_quantizer(layer, key)
         if quantizer is None:
             continue
+        name, hidden = f"{prefix}{key}", hidden_prefix(f"{prefix}{key}")
+        for own in [own for own in tensors if own.startswith(hidden)]:
+            del tensors[own]
         values: Tensor = getattr(layer, key).detach()
+        if isinstance(quantizer, CodebookWeights):
+            chain: Any = layer.parametrizations
+            stored = quantizer.stored(chain.weight.original)
+            tensors[name], bits[name] = values, stored.bits
+            tensors[f"{hidden}values"] = stored.values
+            if stored.pruned is not None:
+                tensors[f"{hidden}pruned"] = stored.pruned
+            continue
         channels = getattr(quantizer, "channels", None)
         if channels is not None:
             assert isinstance(channels, OutputChannels)
             values = values if channels.dim == 0 else channels.rows(values)
-            per_channel.add(f"{prefix}{key}")
-        hidden = hidden_prefix(f"{prefix}{key}")
-        for name in [name for name in tensors if name.startswith(hidden)]:
-            del tensors[name]
+            per_channel.add(name)
         for kept in getattr(quantizer, "stored_state", ()):
             tensors[f"{hidden}{kept}"] = getattr(quantizer, kept).detach()
-        tensors[f"{prefix}{key}"] = values
-        bits[f"{prefix}{key}"] = max(int(quantizer.num_bits), _bits_of(values, channels is not None))  # type: ignore[arg-type]
+        tensors[name] = values
+        bits[name] = max(int(quantizer.num_bits), _bits_of(values, channels is not None))  # type: ignore[arg-type]
 
 
 def _bits_of(values: Tensor, is_per_row: bool) -> int:

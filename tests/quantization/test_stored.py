@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from distiller.export.size import dense_bytes, quantized_bytes
+from distiller.quantization.codebook import codebooks_of, quantize_with_codebook
 from distiller.quantization.post_train import PostTrainLinearQuantizer
 from distiller.quantization.stored import stored_params
 from distiller.quantization.training import (
@@ -178,3 +179,24 @@ def test_channels_of_transposed_convolutions_come_first() -> None:
     )
     net(torch.rand(1, 3, 4, 4))
     assert stored_params(net).tensors["0.weight"].shape == (4, 12)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_codes_and_values_of_codebooks_are_stored(per_channel) -> None:
+    net = nn.Sequential(nn.Conv2d(2, 4, 3, bias=False))
+    quantize_with_codebook(net, 3, per_channel_wts=per_channel)
+    stored = stored_params(net)
+    assert stored.bits == {"0.weight": 3}
+    assert set(stored.tensors) == {"0.weight", "0.parametrizations.weight.values"}
+    (weight, book) = codebooks_of(net)["0"]
+    own = 4 + 1  # as any quantized tensor a scale and a zero point, which a codebook has no use for
+    size = quantized_bytes(stored.tensors, stored.bits, stored.per_channel)
+    assert size == book.stored(weight).num_bytes + own == 27 + (4 if per_channel else 1) * 8 * 4 + own
+
+
+def test_pruned_weights_of_a_codebook_without_zero_are_stored_as_bits() -> None:
+    net = nn.Sequential(nn.Conv2d(2, 4, 3, bias=False))
+    with torch.no_grad():
+        net[0].weight[0] = 0
+    quantize_with_codebook(net, 3)
+    assert stored_params(net).tensors["0.parametrizations.weight.pruned"].numel() == 72 // 8

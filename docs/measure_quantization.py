@@ -1,0 +1,249 @@
+"""Measure quantization: two networks, every method, W8A8, W6A6, W4A8 and W4A4, on all test images.
+
+    python -m docs.measure_quantization                      # what is missing
+    python -m docs.measure_quantization --only adaround      # cells with this in network/method/width
+    python -m docs.measure_quantization --again              # everything anew
+    python -m docs.measure_quantization --table              # nothing; only write the page anew
+
+Post-training methods take seconds to minutes, trainings minutes. The dense networks, and trainings at the
+widths of shipped schedules, are those of `make results-schedules`, and are made where they are missing.
+What was measured is kept in docs/results/quantization.json; docs/quantization_accuracy.md is made of it.
+Knows nothing about how networks are quantized.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+from torch.nn import functional as F
+
+from compress_classifier import make_parser
+from distiller.apputils.image_classifier import ClassifierCompressor
+from distiller.apputils.training_loop import evaluate
+from distiller.atomic_file import write_whole
+from distiller.export.integer_parity import compare_integer
+from distiller.export.onnx_export import onnx_bytes
+from distiller.export.qdq_export import int8_onnx
+from distiller.quantization import PostTrainLinearQuantizer
+from distiller.quantization.data_steps import DataSteps
+from distiller.quantization.with_data import quantize_with_data
+from docs.measure_schedules import latest_checkpoint, logs_of, measure
+from docs.quantization_page import (
+    NETWORKS,
+    PAGE,
+    POST_TRAINING,
+    RESULTS,
+    TRAINED,
+    WIDTHS,
+    Method,
+    bars,
+    cell_name,
+    page,
+    read_results,
+)
+from docs.schedule_headers import ROOT, shipped
+
+CALIBRATION_IMAGES, LOSS_IMAGES = 1024, 1024
+"""Training images that ranges, rounding and biases come from, and that searches measure the loss on."""
+_DATASET = "fashion-mnist"
+_BATCH = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One number to measure."""
+
+    arch: str
+    method: str
+    width: str
+
+    @property
+    def name(self) -> str:
+        """As `--only` and the results know it."""
+        return cell_name(self.arch, self.method, self.width)
+
+
+def cells() -> Iterator[Cell]:
+    """All of them, the dense networks first."""
+    for arch in NETWORKS:
+        yield Cell(arch, "fp32", "fp32")
+    for arch in NETWORKS:
+        for method in (*POST_TRAINING, *TRAINED):
+            yield from (Cell(arch, method, width) for width in WIDTHS)
+
+
+class Dense:
+    """A trained network, its data, and how it is evaluated.
+
+    Attributes:
+        compressor: the program's, with the network.
+        calibration: batches of training images.
+        stats: of activations on these, once they are collected.
+    """
+
+    def __init__(self, arch: str) -> None:
+        checkpoint = latest_checkpoint(_dense_results(arch))
+        flags = ["--arch", arch, "--dataset", _DATASET, "-b", str(_BATCH), "--seed", "1", "--channels-last"]
+        args = make_parser().parse_args([*flags, "--exp-load-weights-from", str(checkpoint), "--evaluate"])
+        self.compressor = ClassifierCompressor(args)
+        self.dummy_input = torch.zeros(1, *self.compressor.input_shape)
+        share = (CALIBRATION_IMAGES + LOSS_IMAGES) / 54000
+        images, labels = (
+            torch.cat(parts) for parts in zip(*self.compressor.data.calibration(share), strict=True)
+        )
+        self.calibration = list(images[:CALIBRATION_IMAGES].split(_BATCH))
+        self.stats: Mapping[str, Any] | None = None
+        self._held_out = images[CALIBRATION_IMAGES:], labels[CALIBRATION_IMAGES:]
+
+    def loss(self, model: nn.Module) -> float:
+        """On training images that nothing is calibrated on."""
+        images, labels = self._held_out
+        with torch.inference_mode():
+            total = sum(
+                float(F.cross_entropy(model(x), y, reduction="sum"))
+                for x, y in zip(images.split(_BATCH), labels.split(_BATCH), strict=True)
+            )
+        return total / len(labels)
+
+    def scores(self, model: nn.Module) -> dict[str, Any]:
+        """Of all test images."""
+        result = evaluate(model, self.compressor.data.test)
+        return {"top1_correct": result.top1_correct, "n": result.n}
+
+
+def post_training(dense: Dense, arch: str, method: Method, width: str) -> dict[str, Any]:
+    """Quantize the dense network and test it: simulated, of some methods in integers, too."""
+    weights, activations = WIDTHS[width]
+    plain = method.steps_at(weights)
+    quantizer = PostTrainLinearQuantizer(
+        copy.deepcopy(dense.compressor.model),
+        bits_activations=activations,
+        bits_parameters=weights,
+        overrides={name: {"bits_weights": 8, "bits_activations": 8} for name in NETWORKS[arch].ends},
+        mode=method.mode,
+        clip_acts=method.clip_acts,
+        per_channel_wts=method.per_channel,
+        model_activation_stats=None if "cross_layer_equalization" in plain else dense.stats,
+    )
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        done = quantize_with_data(
+            quantizer,
+            DataSteps.from_plain(plain),
+            dense.dummy_input,
+            dense.calibration,
+            dense.loss,
+            folder=folder,
+            progress=_say,
+        )
+    if "cross_layer_equalization" not in plain:
+        dense.stats = done.stats or dense.stats
+    if not method.in_integers:
+        return dense.scores(done.quantizer.model)
+    integer = int8_onnx(done.quantizer.model, dense.dummy_input)
+    parity = compare_integer(integer.simulation, integer.content, dense.compressor.data.test)
+    return {
+        "top1_correct": parity.simulation_correct,
+        "n": parity.samples,
+        "integer_correct": parity.integer_correct,
+        "agreeing": parity.agreeing,
+        "integer_bytes": len(integer.content),
+        "float_bytes": len(onnx_bytes(done.float_model, dense.dummy_input)),
+    }
+
+
+def trained(arch: str, method: str, width: str) -> dict[str, Any]:
+    """Train with quantization as the shipped schedule of the method does, at some width."""
+    (schedule,) = [s for s in shipped() if s.path.stem == f"{NETWORKS[arch].stem}_{TRAINED[method].schedule}"]
+    weights, activations = WIDTHS[width]
+    own = f"{method}_{width.lower()}"
+    results = RESULTS.parent / f"{arch}_fashion_mnist" / f"{own}.json"
+    if own == TRAINED[method].schedule:
+        if not results.exists():
+            _must(not measure([schedule], shipped(), again=False), f"{own}: the training failed")
+        card = json.loads(results.read_text(encoding="utf-8"))
+    else:
+        data = schedule.data
+        data["quantizers"]["quantizer"].update(bits_weights=weights, bits_activations=activations)
+        folder = logs_of(results)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{own}.yaml"
+        write_whole(path, yaml.safe_dump(data, sort_keys=False))
+        flags = schedule.flags
+        for flag, value in (("--compress", str(path)), ("-n", own)):
+            flags[flags.index(flag) + 1] = value
+        flags[flags.index("CHECKPOINT")] = str(latest_checkpoint(_dense_results(arch)))
+        command = [sys.executable, "compress_classifier.py", *flags, "-o", str(folder), "-p", "200"]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        card = json.loads((folder / "latest_log_dir" / "results.json").read_text(encoding="utf-8"))
+    return {key: card["measured"][key] for key in ("top1_correct", "n")}
+
+
+def _dense_results(arch: str) -> Path:
+    return RESULTS.parent / f"{arch}_fashion_mnist" / "dense.json"
+
+
+def _measured(dense: dict[str, Dense], cell: Cell) -> dict[str, Any]:
+    if cell.arch not in dense:
+        if latest_checkpoint(_dense_results(cell.arch)) is None:
+            baseline = [s for s in shipped() if s.results == _dense_results(cell.arch)]
+            _must(not measure(baseline, shipped(), again=True), f"{cell.arch}: the dense training failed")
+        dense[cell.arch] = Dense(cell.arch)
+    own = dense[cell.arch]
+    if cell.method == "fp32":
+        return own.scores(own.compressor.model)
+    if cell.method in POST_TRAINING:
+        return post_training(own, cell.arch, POST_TRAINING[cell.method], cell.width)
+    return trained(cell.arch, cell.method, cell.width)
+
+
+def _must(holds: bool, otherwise: str) -> None:
+    if not holds:
+        sys.exit(otherwise)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"  {text}\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--only", metavar="TEXT", action="append", help="part of a cell's name; repeatable")
+    parser.add_argument("--again", action="store_true", help="measure what has been measured, too")
+    parser.add_argument("--table", action="store_true", help="measure nothing: write the page")
+    args = parser.parse_args()
+    results = read_results()
+    dense: dict[str, Dense] = {}
+    for cell in cells() if not args.table else ():
+        if not any(text in cell.name for text in args.only or [""]) or (
+            cell.name in results and not args.again
+        ):
+            continue
+        _say(f"{cell.name} ...")
+        results[cell.name] = _measured(dense, cell)
+        _say(f"{cell.name}: {results[cell.name]}")
+        # Another process may have measured other cells meanwhile.
+        results = {**read_results(), cell.name: results[cell.name]}
+        write_whole(RESULTS, json.dumps(dict(sorted(results.items())), indent=1, allow_nan=False) + "\n")
+    write_whole(PAGE, page(results))
+    missed = [bar.text for bar in bars(results) if not bar.holds]
+    if missed:
+        sys.exit("missed:\n" + "\n".join(missed))
+
+
+if __name__ == "__main__":
+    main()
