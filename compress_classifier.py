@@ -29,7 +29,8 @@ from command_line.flags import (
     add_output_flags,
     add_training_flags,
 )
-from command_line.job_flags import REFUSED, add_job_flags, add_quantization_flags, add_refused_flags
+from command_line.job_flags import REFUSED, add_job_flags, add_refused_flags
+from command_line.quantization_flags import add_quantization_flags
 
 if TYPE_CHECKING:
     from distiller.apputils.image_classifier import Run

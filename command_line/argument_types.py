@@ -24,6 +24,13 @@ def arch(text: str) -> str:
     return text if ":" in text else text.lower()
 
 
+def precision(text: str) -> int | str:
+    """A floating-point format: the bits of an IEEE type, or bf16."""
+    if text.lower() not in ("16", "32", "64", "bf16"):
+        raise argparse.ArgumentTypeError(f"must be 16, bf16, 32 or 64, got '{text}'")
+    return "bf16" if text.lower() == "bf16" else int(text)
+
+
 def at_least(low: int, up_to: int = 2**63 - 1) -> Callable[[str], int]:
     """The type of a flag that takes a whole number from `low` to `up_to`."""
 

@@ -44,60 +44,8 @@ def add_job_flags(parser: argparse.ArgumentParser) -> None:
         "of them that the MACs have been pruned by (default: %(default)s)")  # fmt: skip
 
 
-def add_quantization_flags(parser: argparse.ArgumentParser) -> None:
-    """Quantization after training."""
-    group = parser.add_argument_group("post-training quantization (with --evaluate)")
-    modes, clips = ("sym", "sym_restr", "asym_s", "asym_u"), ("none", "avg", "n_std", "gauss", "laplace")
-    bits = {"type": at_least(0), "default": 8, "metavar": "BITS"}
-    group.add_argument("--quantize-eval", "--qe", action="store_true", help="quantize, then evaluate")
-    group.add_argument("--qe-mode", "--qem", type=str.lower, choices=modes, default="sym",
-        help="of activations and weights (default: %(default)s)")  # fmt: skip
-    group.add_argument(
-        "--qe-mode-acts", "--qema", type=str.lower, choices=modes, help="of activations (default: --qe-mode)"
-    )
-    group.add_argument(
-        "--qe-mode-wts", "--qemw", type=str.lower, choices=modes, help="of weights (default: --qe-mode)"
-    )
-    group.add_argument("--qe-bits-acts", "--qeba", **bits, help="0: not quantized (default: %(default)s)")
-    group.add_argument("--qe-bits-wts", "--qebw", **bits, help="0: not quantized (default: %(default)s)")
-    group.add_argument("--qe-bits-accum", type=at_least(1), default=32, metavar="BITS",
-        help="of accumulators and biases (default: %(default)s)")  # fmt: skip
-    group.add_argument("--qe-clip-acts", "--qeca", type=str.lower, choices=clips, default="none",
-        help="how ranges of activations are clipped (default: %(default)s)")  # fmt: skip
-    group.add_argument("--qe-clip-n-stds", type=float, metavar="N", help="with --qe-clip-acts n_std")
-    group.add_argument("--qe-no-clip-layers", "--qencl", nargs="+", default=[], metavar="LAYER",
-        help="not clipped; end the list with another flag")  # fmt: skip
-    group.add_argument("--qe-no-quant-layers", "--qenql", nargs="+", default=[], metavar="LAYER",
-        help="not quantized; likewise")  # fmt: skip
-    group.add_argument("--qe-per-channel", "--qepc", action="store_true", help="weights per output channel")
-    group.add_argument("--qe-scale-approx-bits", "--qesab", type=at_least(1), metavar="BITS",
-        help="rescale by an integer of so many bits and a shift")  # fmt: skip
-    group.add_argument(
-        "--qe-save-fp-weights", action="store_true", help="keep the float weights beside the quantized"
-    )
-    sources = group.add_mutually_exclusive_group()
-    sources.add_argument(
-        "--qe-stats-file", type=path, metavar="YAML", help="ranges from statistics collected before"
-    )
-    sources.add_argument("--qe-dynamic", action="store_true", help="ranges from each batch, no statistics")
-    sources.add_argument("--qe-calibration", type=fraction(above=0), metavar="P",
-        help="collect statistics on this share of the training set; without --evaluate --quantize-eval: "
-        "and exit (default source of ranges: 0.05)")  # fmt: skip
-    sources.add_argument(
-        "--qe-config-file", type=path, metavar="YAML", help="every other --qe-* flag is ignored"
-    )
-
-
 REFUSED = {
-    "activation histograms": ("--activation-histograms", "--act-hist"),
     "early exit": ("--earlyexit_lossweights", "--earlyexit_thresholds"),
-    "conversion to PyTorch's quantized modules": ("--qe-convert-pytorch", "--qept", "--qe-pytorch-backend"),
-    "LAPQ": (
-        "--qe-lapq", "--qe-coordinate-search", "--lapq-maxiter", "--lapq-maxfev", "--lapq-method",
-        "--lapq-basinhopping", "--lapq-bh", "--lapq-basinhopping-niter", "--lapq-bh-niter",
-        "--lapq-init-mode", "--lapq-init-method", "--lapq-eval-size", "--lapq-eval-memoize-dataloader",
-        "--lapq-search-clipping",
-    ),
     "knowledge distillation": (
         "--kd-teacher", "--kd-pretrained", "--kd-resume", "--kd-temperature", "--kd-temp",
         "--kd-distill-wt", "--kd-dw", "--kd-student-wt", "--kd-sw", "--kd-teacher-wt", "--kd-tw",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import NoneType
@@ -19,9 +20,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from distiller.component_kinds import KINDS
-from distiller.errors import Fault, ScheduleError, require
+from distiller.errors import Fault, QuantizationError, ScheduleError, require
+from distiller.quantization.data_steps import DataSteps
+from distiller.quantization.with_data import check_steps
 from distiller.schedule_reader import ScheduleReader
-from distiller.schedule_shape import shape_faults
+from distiller.schedule_shape import STEPS, shape_faults
 from distiller.schedule_yaml import Document, read_document
 from distiller.scheduler import CompressionScheduler
 
@@ -134,3 +137,39 @@ def config_component_from_file_by_class(
                     raise ScheduleError(document.file, reader.faults)
                 return reader.components[(kind.section, name)]
     raise ScheduleError(document.file, [Fault(1, "", f"has no component of class '{class_name}'")])
+
+
+def post_training_steps(filename: str | Path) -> DataSteps:
+    """The steps beside a quantizer's settings that a file asks for, in its section `post_training_steps`.
+
+    Args:
+        filename: the YAML file, as `config_component_from_file_by_class` takes it; needs no such section.
+
+    Raises:
+        ScheduleError: the file cannot be read; or with every fault of the section, each with its line.
+    """
+    document = read_document(filename)
+    faults = [*shape_faults(document, needs_policies=False), *step_faults(document)]
+    if faults:
+        raise ScheduleError(document.file, faults)
+    return DataSteps.from_plain(document.data.get(STEPS))
+
+
+def step_faults(document: Document) -> list[Fault]:
+    """What is wrong with the steps of quantization after training in a file: a fault for each step."""
+    section = document.data.get(STEPS) if isinstance(document.data, dict) else None
+    steps = section.items() if isinstance(section, Mapping) else [(None, section)]
+    faults = []
+    for step, settings in steps:
+        root = (STEPS,) if step is None else (STEPS, step)
+        try:
+            check_steps(DataSteps.from_plain(section if step is None else {step: settings}, STEPS))
+        except QuantizationError as error:
+            text = str(error)
+            for prefix in (f"{STEPS}.{step}: ", f"{STEPS}: ", f"{step}: "):
+                text = text.removeprefix(prefix)
+            text = re.sub(
+                r"^(?:AdaRoundSettings|\w+_search): ", "", text
+            )  # whose setting it is, the path says
+            faults.append(document.fault(document.find_mentioned(root, text), text))
+    return faults

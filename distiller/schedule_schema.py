@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -35,6 +35,7 @@ from distiller.atomic_file import write_whole
 from distiller.component_kinds import KINDS, Kind
 from distiller.docstrings import read_arguments, read_docstring
 from distiller.pruning.settings import LONGEST
+from distiller.schedule_shape import STEPS
 from distiller.signatures import settings_model
 
 __all__ = ["schedule_schema", "schema_text", "settings_schema"]
@@ -58,8 +59,12 @@ def schedule_schema() -> Schema:
                 "type": "array",
                 "items": _policy(),
             },
+            STEPS: _STEPS,
         },
-        "required": ["policies"],
+        "oneOf": [
+            {"required": ["policies"], "properties": {STEPS: False}},
+            {"required": [STEPS], "properties": {"policies": {"type": "null"}}},
+        ],
         "additionalProperties": False,
         "$defs": {
             _definition(kind, name): _beside_class(settings_schema(factory))
@@ -164,6 +169,90 @@ _BLOCKS_HAVE_A_SHAPE: Schema = {
     "if": {"properties": {"group_type": {"const": "Blocks"}}, "required": ["group_type"]},
     "then": {"properties": {"kwargs": _BLOCK_SHAPE}, "required": ["kwargs"]},
     "else": {"properties": {"kwargs": {"maxProperties": 0}}},
+}
+_WHOLE: Schema = {"type": "integer", "minimum": 1}
+_LIMIT: Schema = {"type": ["integer", "null"], "minimum": 1}
+_ABOVE_ZERO: Schema = {"type": "number", "exclusiveMinimum": 0}
+_WIDTHS: Schema = {"type": "array", "items": {"type": "integer", "minimum": 2, "maximum": 16}}
+_YES_OR_NO: Schema = {"type": "boolean"}
+
+
+def _step(meaning: str, settings: Mapping[str, Schema], **more: Any) -> Schema:
+    return {
+        "description": meaning,
+        "type": ["boolean", "object", "null"],
+        "properties": dict(settings),
+        "additionalProperties": False,
+        **more,
+    }
+
+
+_BUDGETS = ("average_bits", "weight_bytes", "bit_operations")
+_STEPS: Schema = {
+    "description": "What quantization after training does beside the quantizer's settings, with "
+    "--qe-config-file: true, or settings, for each step. They are done in this order.",
+    "type": ["object", "null"],
+    "properties": {
+        "cross_layer_equalization": _step(
+            "Ranges of weights made alike between layers.",
+            {"replace_relu6": _YES_OR_NO, "absorb_bias": _YES_OR_NO},
+        ),
+        "mixed_precision": _step(
+            "A width for each layer, by measured sensitivity, under one budget.",
+            {
+                "average_bits": {"type": "number", "minimum": 2, "maximum": 16},
+                "weight_bytes": _ABOVE_ZERO,
+                "bit_operations": _ABOVE_ZERO,
+                "weight_widths": _WIDTHS,
+                "activation_widths": _WIDTHS,
+                "metric": {"enum": ["loss", "kl"]},
+            },
+            anyOf=[
+                {"enum": [False, None]},
+                {"type": "object", "oneOf": [{"required": [budget]} for budget in _BUDGETS]},
+            ],
+        ),
+        "clip_search": _step(
+            "The clip mode of each layer in turn, by the loss.",
+            {"clip_modes": {"type": "array", "items": {"type": "string"}, "minItems": 1}},
+        ),
+        "mse_weight_scales": _step("Scales of weights of least squared error.", {}),
+        "lapq": _step(
+            "LAPQ: the scales of all layers together, by the loss.",
+            {
+                "method": {"type": "string"},
+                "maxiter": _LIMIT,
+                "maxfev": _LIMIT,
+                "basinhopping": _YES_OR_NO,
+                "basinhopping_niter": _WHOLE,
+                "init_mode": {"type": ["string", "object"]},
+                "init_method": {"type": ["string", "null"]},
+                "search_clipping": _YES_OR_NO,
+                "minimizer_kwargs": {"type": "object"},
+            },
+        ),
+        "adaround": _step(
+            "AdaRound: which weights are rounded up and which down, learned layer by layer.",
+            {
+                "iterations": _WHOLE,
+                "batch_size": _WHOLE,
+                "learning_rate": _ABOVE_ZERO,
+                "regularization": _ABOVE_ZERO,
+                "warm_start": {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
+                "beta": {
+                    "type": "array",
+                    "items": {"type": "number", "minimum": 2},
+                    "minItems": 2,
+                    "maxItems": 2,
+                },
+                "samples": _WHOLE,
+                "scales": {"enum": ["kept", "weights", "outputs"]},
+                "seed": {"type": "integer"},
+            },
+        ),
+        "bias_correction": _step("The mean error of each output channel taken from its bias.", {}),
+    },
+    "additionalProperties": False,
 }
 _DOTTED_PATH = r"^[^.]+(\.[^.]+)+$"
 

@@ -24,19 +24,32 @@ CYCLIC = ("OneCycleLR", "CyclicLR")
 """LR schedulers that keep their rates in the optimizer, over the base rates of those made later."""
 
 
+STEPS = "post_training_steps"
+"""The section of a file that is given with --qe-config-file: what is done beside the quantizer's settings."""
+
+
 def shape_faults(document: Document, needs_policies: bool = True) -> list[Fault]:
-    """What is wrong with the shape of a schedule, before any class is looked at."""
+    """What is wrong with the shape of a schedule, before any class is looked at.
+
+    Args:
+        document: the file.
+        needs_policies: whether it is to be trained under; otherwise it has the settings of a quantizer, and
+            may have steps of quantization after training.
+    """
     data = document.data
     if not isinstance(data, dict):
         return [document.fault((), f"a schedule is a mapping of sections, got {type(data).__name__}")]
     faults: list[Fault] = []
-    known = ("version", "policies", *SECTIONS)
+    known = ("version", "policies", *SECTIONS, STEPS)
     for key, section in data.items():
         if key not in known:
-            hint = did_you_mean(str(key), known) or f"; a schedule has {', '.join(known)}"
+            hint = did_you_mean(str(key), known) or f"; a schedule has {', '.join(known[:-1])}"
             faults.append(document.fault((key,), f"unknown section{hint}"))
         elif key == "version" and not (type(section) in (int, float) and section == 1):
             faults.append(document.fault((key,), f"must be 1 or left out, got {shown(section)}"))
+        elif key == STEPS and (needs_policies or data.get("policies") is not None):
+            text = "is of quantization after training, which has no policies; give such a file with"
+            faults.append(document.fault((key,), f"{text} --evaluate --quantize-eval --qe-config-file"))
         elif key in SECTIONS and section is not None:
             faults += _section_faults(document, key, section)
     policies = data.get("policies")

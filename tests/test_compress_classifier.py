@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from compress_classifier import main, make_parser
+from tests import flags_of_quantization
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,24 +62,7 @@ ACCEPTED = [
     (["--thinnify"], SWITCH, "thinnify", True, False),
     (["--load-serialized"], SWITCH, "load_serialized", True, False),
     (["--channels-last"], SWITCH, "channels_last", True, False),
-    (["--quantize-eval", "--qe"], SWITCH, "quantize_eval", True, False),
-    (["--qe-mode", "--qem"], "ASYM_S", "qe_mode", "asym_s", "sym"),
-    (["--qe-mode-acts", "--qema"], "Asym_U", "qe_mode_acts", "asym_u", None),
-    (["--qe-mode-wts", "--qemw"], "SYM_restr", "qe_mode_wts", "sym_restr", None),
-    (["--qe-bits-acts", "--qeba"], "0", "qe_bits_acts", 0, 8),
-    (["--qe-bits-wts", "--qebw"], "4", "qe_bits_wts", 4, 8),
-    (["--qe-bits-accum"], "16", "qe_bits_accum", 16, 32),
-    (["--qe-clip-acts", "--qeca"], "Laplace", "qe_clip_acts", "laplace", "none"),
-    (["--qe-clip-n-stds"], "2.5", "qe_clip_n_stds", 2.5, None),
-    (["--qe-no-clip-layers", "--qencl"], "conv1", "qe_no_clip_layers", ["conv1"], []),
-    (["--qe-no-quant-layers", "--qenql"], "conv1", "qe_no_quant_layers", ["conv1"], []),
-    (["--qe-per-channel", "--qepc"], SWITCH, "qe_per_channel", True, False),
-    (["--qe-scale-approx-bits", "--qesab"], "8", "qe_scale_approx_bits", 8, None),
-    (["--qe-save-fp-weights"], SWITCH, "qe_save_fp_weights", True, False),
-    (["--qe-stats-file"], "s.yaml", "qe_stats_file", "s.yaml", None),
-    (["--qe-dynamic"], SWITCH, "qe_dynamic", True, False),
-    (["--qe-calibration"], "0.2", "qe_calibration", 0.2, None),
-    (["--qe-config-file"], "q.yaml", "qe_config_file", "q.yaml", None),
+    *flags_of_quantization.ACCEPTED,
 ]
 ADDED = [
     (["--dataset"], "digits", "dataset", "digits", None),
@@ -88,29 +72,11 @@ ADDED = [
     (["--dry-run"], SWITCH, "dry_run", True, False),
     (["--plugin"], "mine", "plugin", ["mine"], []),
     (["--sense-resume"], "logs/x", "sense_resume", "logs/x", None),
+    *flags_of_quantization.ADDED,
 ]
 REFUSED = {
-    "--activation-histograms": "activation histograms",
-    "--act-hist": "activation histograms",
     "--earlyexit_lossweights": "early exit",
     "--earlyexit_thresholds": "early exit",
-    "--qe-convert-pytorch": "conversion to PyTorch's quantized modules",
-    "--qept": "conversion to PyTorch's quantized modules",
-    "--qe-pytorch-backend": "conversion to PyTorch's quantized modules",
-    "--qe-lapq": "LAPQ",
-    "--qe-coordinate-search": "LAPQ",
-    "--lapq-maxiter": "LAPQ",
-    "--lapq-maxfev": "LAPQ",
-    "--lapq-method": "LAPQ",
-    "--lapq-basinhopping": "LAPQ",
-    "--lapq-bh": "LAPQ",
-    "--lapq-basinhopping-niter": "LAPQ",
-    "--lapq-bh-niter": "LAPQ",
-    "--lapq-init-mode": "LAPQ",
-    "--lapq-init-method": "LAPQ",
-    "--lapq-eval-size": "LAPQ",
-    "--lapq-eval-memoize-dataloader": "LAPQ",
-    "--lapq-search-clipping": "LAPQ",
     "--kd-teacher": "knowledge distillation",
     "--kd-pretrained": "knowledge distillation",
     "--kd-resume": "knowledge distillation",
@@ -222,6 +188,7 @@ def test_a_dotted_path_keeps_its_capitals():
         ("--qe-stats-file", "qe_stats_file"),
         ("--qe-config-file", "qe_config_file"),
         ("--sense-resume", "sense_resume"),
+        ("--qe-resume", "qe_resume"),
         ("-o", "output_dir"),
     ],
 )
@@ -247,6 +214,8 @@ def test_abbreviations_are_not_guessed(capsys):
         (["--qe-config-file", "a"], ["--qe-stats-file", "b"]),
         (["--qe-stats-file", "a"], ["--qe-calibration", "0.1"]),
         (["--qe-dynamic"], ["--qe-config-file", "b"]),
+        (["--qe-mixed-precision", "4"], ["--qe-mixed-precision-bytes", "9"]),
+        (["--qe-mixed-precision-bitops", "4"], ["--qe-mixed-precision-bytes", "9"]),
     ],
 )
 def test_flags_that_exclude_each_other(capsys, first, second):
@@ -336,7 +305,7 @@ def test_the_deprecated_resume_resets_the_optimizer():
 
 def test_main_refuses_before_anything_is_imported(capsys):
     with pytest.raises(SystemExit) as end:
-        main(["--lapq-maxiter"])
+        main(["--kd-teacher"])
     assert end.value.code == 2
 
 

@@ -42,7 +42,14 @@ def test_every_public_name_is_there_and_listed_once():
     activation_channels_means masks_sparsity_tbl_summary data_loggers.SummaryActivationStatsCollector
     data_loggers.RecordsActivationStatsCollector draw_img_classifier_to_file draw_model_to_file create_png
     attributes_summary connectivity_summary model_summaries.connectivity_summary
-    model_summaries.connectivity_summary_verbose""".split(),
+    model_summaries.connectivity_summary_verbose data_loggers.collect_histograms data_loggers.collect_raw_outputs
+    data_loggers.ActivationHistogramsCollector data_loggers.RawActivationsCollector quantization.WRPNQuantizer
+    quantization.DorefaQuantizer quantization.PACTQuantizer quantization.QuantAwareTrainRangeLinearQuantizer
+    quantization.NCFQuantAwareTrainQuantizer quantization.ptq_greedy_search quantization.ptq_coordinate_search
+    functional_modules.DistillerLSTM functional_modules.DistillerLSTMCell
+    functional_modules.convert_model_to_distiller_lstm quantization.SimulatedFoldedBatchNorm
+    export.distiller_qparams_to_pytorch export.distiller_quantized_tensor_to_pytorch
+    export.convert_distiller_ptq_model_to_pytorch""".split(),
 )
 def test_distillers_name_is_there(name):
     found = distiller

@@ -17,11 +17,11 @@ import torch
 
 from distiller import schedule_schema
 from distiller.component_kinds import KINDS
-from distiller.config import dict_config
+from distiller.config import dict_config, step_faults
 from distiller.errors import DistillerError, ScheduleError
 from distiller.models import create_model
 from distiller.schedule_schema import schema_text, settings_schema
-from distiller.schedule_shape import SECTION_OF, WINDOW_KEYS, policy_faults, shape_faults
+from distiller.schedule_shape import SECTION_OF, STEPS, WINDOW_KEYS, policy_faults, shape_faults
 from distiller.schedule_yaml import SECTIONS, Document, Path_, parse_document, read_document
 from distiller.scheduler import make_window
 from distiller.signatures import check_settings, settings_model, takes
@@ -86,7 +86,7 @@ def distillers() -> dict[str, Any]:
 
 def without_unknown_classes(data: dict[str, Any]) -> dict[str, Any]:
     """What is valid of a schedule, so that each mutation of it is the only fault."""
-    kept = {"policies": [], **data}
+    kept = dict(data) if STEPS in data else {"policies": [], **data}
     for kind in KINDS:
         if kind.section in kept:
             components = kept[kind.section].items()
@@ -99,11 +99,13 @@ def without_unknown_classes(data: dict[str, Any]) -> dict[str, Any]:
 def faults_of_shape(data: Any) -> list[Any]:
     """What the loader finds without the model, but for what the schema's docstring leaves to it."""
     document = Document("<data>", data, {})
+    has_steps = isinstance(data, dict) and STEPS in data
     faults: list[Any] = [
-        fault for fault in shape_faults(document) if not fault.text.startswith("only one of")
+        fault for fault in shape_faults(document, not has_steps) if not fault.text.startswith("only one of")
     ]
     if not isinstance(data, dict):
         return faults
+    faults += step_faults(document)
     for kind in KINDS:
         section = data.get(kind.section)
         for component in section.values() if isinstance(section, dict) else ():
@@ -180,6 +182,8 @@ def kind_of_place(data: Any, path: Path_) -> tuple[Any, ...]:
 def around(data: Any, path: Path_) -> tuple[Any, Path_]:
     """The component or policy that a place is in, as a schedule; and the place in that. It saves time."""
     if len(path) < 2:
+        return data, path
+    if path[0] == STEPS:
         return data, path
     inner = data[path[0]][path[1]]
     if path[0] == "policies":

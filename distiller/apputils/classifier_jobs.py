@@ -6,44 +6,39 @@ a run folder. Returns or logs its results. Knows nothing about parsing flags or 
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import importlib
 import logging
 import shlex
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from distiller.apputils.activation_phases import ActivationPhases
-from distiller.apputils.checkpoint import save_checkpoint
 from distiller.apputils.classifier_training import ClassifierTraining
 from distiller.apputils.greedy_job import latest_greedy_checkpoint, prune_greedily
 from distiller.apputils.image_classifier import ClassifierCompressor, Run
+from distiller.apputils.int8_job import check_export, export_int8, unquantized
 from distiller.apputils.onnx_job import export_to_onnx
-from distiller.apputils.results_card import ResultsCard, build_card
+from distiller.apputils.pytorch_int8_job import evaluate_in_pytorch
+from distiller.apputils.quantization_report_job import write_report
+from distiller.apputils.quantization_steps import RECORD
+from distiller.apputils.quantize_job import quantize_and_evaluate
+from distiller.apputils.results_card import ResultsCard
+from distiller.apputils.sampling import fingerprint
 from distiller.apputils.schedule_preview import stretches_alike
+from distiller.apputils.statistics_job import collect_activation_histograms, collect_statistics
 from distiller.apputils.thinnify_job import thinnify
 from distiller.apputils.training_loop import evaluate as evaluate_loop
 from distiller.atomic_file import remove_stale_parts
-from distiller.config import config_component_from_file_by_class
-from distiller.data_loggers.collector import collector_context
-from distiller.data_loggers.quant_stats import STATS_FILE, QuantCalibrationStatsCollector
-from distiller.dummy_input import get_dummy_input
-from distiller.errors import QuantizationError, UnknownNameError, UsageError
-from distiller.functional_modules import to_modules
+from distiller.errors import UnknownNameError, UsageError
 from distiller.model_summaries import PICTURES, model_summary
-from distiller.names import strip_wrappers, unwrap
-from distiller.quantization import PostTrainLinearQuantizer
-from distiller.quantization.ptq_settings import parse_multiplier_bits
+from distiller.names import unwrap
 from distiller.quantization.training import QatQuantizer
-from distiller.schedule_yaml import read_document
 from distiller.sensitivity.axes import find_axis, sparsity_levels
 from distiller.sensitivity.engine import applicable_parameters
 from distiller.sensitivity.log import SETTINGS_NAME
@@ -51,16 +46,7 @@ from distiller.sensitivity.plot import sensitivities_to_png
 from distiller.sensitivity.sweep import sensitivity_sweep
 
 _LOG = logging.getLogger(__name__)
-DEFAULT_CALIBRATION = 0.05
-"""Share of the training set that calibrates a quantization for which no source of ranges is given."""
 _MAX_LISTED = 1000
-_FLAGS = {
-    "bits_activations": "--qe-bits-acts",
-    "bits_weights": "--qe-bits-wts",
-    "bits_accum": "--qe-bits-accum",
-    "clip_n_stds": "--qe-clip-n-stds",
-}
-"""The flag of a setting of the quantizer, by the name that its errors begin with."""
 
 
 def choose_job(args: Namespace) -> Callable[[ClassifierCompressor], ResultsCard | None]:
@@ -69,13 +55,15 @@ def choose_job(args: Namespace) -> Callable[[ClassifierCompressor], ResultsCard 
         return prune_greedily
     if args.export_onnx:
         return export_to_onnx
+    if args.activation_histograms is not None:
+        return collect_activation_histograms
     if args.qe_calibration is not None and not (args.evaluate and args.quantize_eval):
         return collect_statistics
     if args.sensitivity:
         return sweep_sensitivity
     if args.evaluate and args.quantize_eval:
         return quantize_and_evaluate
-    if args.evaluate:
+    if args.evaluate or args.export_int8:
         return evaluate
     if args.thinnify:
         return thinnify
@@ -114,6 +102,9 @@ def how_to_go_on(args: Namespace, folder: Path | None) -> str | None:
     if job is sweep_sensitivity:
         flag, left = "--sense-resume", Path(args.sense_resume) if args.sense_resume else folder
         is_there = left is not None and (left / SETTINGS_NAME).is_file()
+    elif job is quantize_and_evaluate and folder is not None:
+        flag, left = "--qe-resume", folder
+        is_there = (folder / RECORD).is_file()
     elif job is prune_greedily and folder is not None:
         flag, left = "--resume-from", latest_greedy_checkpoint(folder)
         is_there = left is not None
@@ -166,63 +157,31 @@ def train(compressor: ClassifierCompressor) -> ResultsCard:
 
 
 def evaluate(compressor: ClassifierCompressor) -> ResultsCard:
-    """Test the model as it is."""
-    activations = ActivationPhases(compressor.model, compressor.args.activation_stats)
+    """Test the model as it is; a quantized one may be exported or converted after it."""
+    args = compressor.args
+    check_export(compressor)
+    if args.qe_convert_pytorch and not compressor.is_quantized:
+        raise UsageError(
+            "--qe-convert-pytorch: the checkpoint is of a model in floating point; add --quantize-eval"
+        )
+    if args.qe_report and not isinstance(compressor.quantizer, QatQuantizer):
+        raise UsageError(
+            "--qe-report: needs the model in floating point; give --quantize-eval and its checkpoint, or the "
+            "checkpoint of a model that was trained with quantization"
+        )
+    activations = ActivationPhases(compressor.model, args.activation_stats)
     _ = compressor.data, compressor.run
     epoch = compressor.checkpoint.epoch if compressor.checkpoint is not None else None
     _LOG.info("--- test ---------------------")
     with activations.collected("test", epoch or 0, compressor.run):
         result = compressor.test()
-    return compressor.card(result, compressor.known_reference())
-
-
-def collect_statistics(compressor: ClassifierCompressor) -> None:
-    """Collect activation statistics on a share of the training set into `acts_quantization_stats.yaml`."""
-    _name_operations(compressor)
-    collector = _collect(compressor, compressor.args.qe_calibration)
-    path = collector.save(compressor.run.require_folder() / STATS_FILE)
-    _LOG.info("Saved activation statistics to: %s", path)
-
-
-def quantize_and_evaluate(compressor: ClassifierCompressor) -> ResultsCard:
-    """Test the model, quantize it, test it again, and save the quantized checkpoint.
-
-    The uncompressed model on the card is the one that the checkpoint knows of; this one, when it is
-    not pruned and knows of none.
-    """
-    args = compressor.args
-    _ = compressor.data
-    dense = copy.deepcopy(compressor.model)
-    quantizer, collector = _make_quantizer(compressor)
-    shape = (1, *compressor.input_shape)
-    quantizer.prepare_model(get_dummy_input(device=compressor.device, input_shape=shape))
-    folder = compressor.run.require_folder()
-    if collector is not None:
-        collector.save(folder / STATS_FILE)
-    quantizer.save_per_layer_parameters(folder)
-    _LOG.info("--- test before quantization ---------------------")
-    before = compressor.test(dense)
-    _LOG.info("--- test after quantization (simulated) ---------------------")
-    after = compressor.test()
-    figures = compressor.measure(dense, before)
-    card = compressor.card(after, figures, dense)
-    uncompressed = compressor.known_reference()
-    if compressor.is_thinned:
-        uncompressed, whole = compressor.whole(uncompressed)
-        measured, thin, uncompressed = compressor.with_latencies(
-            (card.measured, compressor.model), (figures, dense), (uncompressed, whole)
-        )
-        card = build_card(measured, uncompressed, before=thin, is_thinned=True)
-    elif uncompressed is not None or compressor.is_pruned(figures):
-        card = build_card(card.measured, uncompressed, before=card.reference)
-    extras = {
-        "quantized_top1": after.top1,
-        "reference": None if card.reference is None else asdict(card.reference),
-        "before_quantization": None if card.before is None else asdict(card.before),
-    }
-    name = f"{args.name}_quantized" if args.name else "quantized"
-    path = save_checkpoint(0, args.arch, compressor.model, extras=extras, name=name, dir=folder)
-    _LOG.info("Saved quantized checkpoint to: %s", path)
+    card = compressor.card(result, compressor.known_reference())
+    if args.export_int8:
+        export_int8(compressor, unquantized(compressor), card.before or card.reference)
+    if args.qe_convert_pytorch:
+        evaluate_in_pytorch(compressor)
+    if args.qe_report:
+        write_report(compressor, unquantized(compressor))
     return card
 
 
@@ -259,7 +218,7 @@ def sweep_sensitivity(compressor: ClassifierCompressor) -> None:
         levels,
         test_func,
         target,
-        f"{loader.num_samples} of {compressor.dataset}, {_fingerprint(loader.indices())}",
+        f"{loader.num_samples} of {compressor.dataset}, {fingerprint(loader.indices())}",
         on_point=on_point,
     )
     picture = sensitivities_to_png(curves, target / "sensitivity.png")
@@ -294,11 +253,6 @@ def _refuse_quantized(compressor: ClassifierCompressor, job: Callable[..., Any])
         )
 
 
-def _fingerprint(indices: Tensor) -> str:
-    """A short text that is another one for other images, or another order."""
-    return hashlib.sha256(indices.numpy().tobytes()).hexdigest()[:16]
-
-
 def _interrupted_sweep(folder: str) -> Path:
     if not (Path(folder) / SETTINGS_NAME).is_file():
         raise UsageError(
@@ -306,75 +260,3 @@ def _interrupted_sweep(folder: str) -> Path:
             "give the run folder of a sweep, or leave the flag out"
         )
     return Path(folder)
-
-
-def _make_quantizer(
-    compressor: ClassifierCompressor,
-) -> tuple[PostTrainLinearQuantizer, QuantCalibrationStatsCollector | None]:
-    """The quantizer that the flags ask for, and the statistics collected for it; nothing is written."""
-    args, model = compressor.args, compressor.model
-    if args.qe_config_file:
-        name = "PostTrainLinearQuantizer"
-        quantizer = config_component_from_file_by_class(model, args.qe_config_file, name)
-        document = read_document(args.qe_config_file).data
-        others = [key for key, value in document.items() if key not in ("version", "quantizers") and value]
-        if others:
-            _LOG.warning(
-                "--qe-config-file %s: without effect: %s; of such a file only its quantizers are read",
-                args.qe_config_file,
-                ", ".join(others),
-            )
-        return quantizer, None
-    is_weights_only = args.qe_bits_acts == 0 and args.qe_calibration is None
-    if args.qe_stats_file or args.qe_dynamic or is_weights_only:
-        return _quantizer_of_flags(model, args), None
-    _name_operations(compressor)
-    # What is wrong with the flags is told before statistics are collected, which may take long.
-    parse_multiplier_bits(args.qe_scale_approx_bits, "--qe-scale-approx-bits")
-    _quantizer_of_flags(model, _with(args, qe_dynamic=True, qe_scale_approx_bits=None))
-    portion = args.qe_calibration or DEFAULT_CALIBRATION
-    if args.qe_calibration is None:
-        _LOG.info(
-            "no source of activation ranges given: calibrating on %.0f %% of the training set", 100 * portion
-        )
-    collector = _collect(compressor, portion)
-    return _quantizer_of_flags(model, _with(args, qe_stats_file=collector.value())), collector
-
-
-def _quantizer_of_flags(model: nn.Module, args: Namespace) -> PostTrainLinearQuantizer:
-    """The quantizer; what is wrong with a setting is told of its flag."""
-    try:
-        return PostTrainLinearQuantizer.from_args(model, args)
-    except UnknownNameError as error:
-        no_clip = {strip_wrappers(name) for name in args.qe_no_clip_layers}
-        told = [
-            text.replace("overrides", "--qe-no-clip-layers" if name in no_clip else "--qe-no-quant-layers", 1)
-            for name, text in error.faults.items()
-        ]
-        raise UnknownNameError("\n".join(told), faults=error.faults) from error
-    except QuantizationError as error:
-        setting, colon, text = str(error).partition(": ")
-        raise QuantizationError(f"{_FLAGS.get(setting, setting)}{colon}{text}") from error
-
-
-def _name_operations(compressor: ClassifierCompressor) -> None:
-    """Make modules of the model's functional operations, so that statistics and the quantizer know them."""
-    shape = (1, *compressor.input_shape)
-    to_modules(unwrap(compressor.model), get_dummy_input(device=compressor.device, input_shape=shape))
-
-
-def _collect(compressor: ClassifierCompressor, portion: float) -> QuantCalibrationStatsCollector:
-    loader = compressor.data.calibration(portion)
-    model = unwrap(compressor.model)
-    _LOG.info("Collecting activation statistics on %d training images, in two passes", loader.num_samples)
-    collector = QuantCalibrationStatsCollector(model)
-    with collector_context(collector):
-        evaluate_loop(model, loader, device=compressor.device)
-        collector.start_second_pass()
-        evaluate_loop(model, loader, device=compressor.device)
-        collector.stop_second_pass()
-    return collector
-
-
-def _with(args: Namespace, **changes: Any) -> Namespace:
-    return Namespace(**{**vars(args), **changes})

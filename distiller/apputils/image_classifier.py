@@ -156,8 +156,9 @@ class ClassifierCompressor:
     def trains(self) -> bool:
         """Whether the flags ask for training and no other job."""
         args = self.args
-        others = (args.evaluate, args.sensitivity, args.summary, args.export_onnx, args.thinnify)
-        return not any(others) and args.qe_calibration is None
+        others = (args.evaluate, args.sensitivity, args.summary, args.export_onnx, args.export_int8)
+        collects = args.qe_calibration is not None or args.activation_histograms is not None
+        return not any((*others, args.thinnify, collects))
 
     @property
     def goes_on(self) -> bool:

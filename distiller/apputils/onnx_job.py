@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-from pathlib import Path
 
 import torch
 
 from distiller.apputils.image_classifier import ClassifierCompressor
+from distiller.apputils.onnx_path import path_outside
 from distiller.atomic_file import write_whole
-from distiller.errors import QuantizationError, UsageError
+from distiller.errors import QuantizationError
 from distiller.export.onnx_export import OPSET, onnx_bytes, reporting_failed_writes, with_softmax
 from distiller.export.onnx_parity import TOLERANCE, check_onnx
 
@@ -28,12 +28,9 @@ def export_to_onnx(compressor: ClassifierCompressor) -> None:
     if checkpoint is not None and checkpoint.quantizer is not None:
         raise QuantizationError(
             f"--export-onnx: {checkpoint.path} is of a quantized model, whose quantization is simulated in "
-            "floating point; integers cannot be exported in this version, give the checkpoint from before"
+            "floating point; write integers with --export-int8, or give the checkpoint from before"
         )
-    outside = None if Path(given).name == given else Path(given).expanduser()
-    if outside is not None and (outside.is_dir() or not outside.parent.is_dir()):
-        what = "is a folder" if outside.is_dir() else f"there is no folder {outside.parent}"
-        raise UsageError(f"--export-onnx {given}: {what}; give the name of a file in a folder that is there")
+    outside = path_outside("--export-onnx", given)
     model = compressor.model
     images = torch.randn(max(_BATCH_SIZES), *compressor.input_shape)
     with with_softmax(model):

@@ -6,6 +6,7 @@ Knows nothing about data.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 import zlib
@@ -72,6 +73,11 @@ def isolated_random_state(seed: int) -> Iterator[None]:
         torch.set_rng_state(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
         random.setstate(states[2])
+
+
+def fingerprint(indices: Tensor) -> str:
+    """A short text that is another one for other samples, or another order."""
+    return hashlib.sha256(indices.numpy().tobytes()).hexdigest()[:16]
 
 
 def _floor(samples: float) -> int:

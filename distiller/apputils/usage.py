@@ -10,6 +10,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Iterator
 
+from distiller.apputils.quantization_usage import flag_of, ignored_beside_a_file, quantization_rules
 from distiller.errors import UsageError
 
 _ONLY_WHEN_TRAINING = {
@@ -39,7 +40,7 @@ def check_usage(args: Namespace, defaults: Namespace) -> list[str]:
     for is_wrong, message in _rules(args, given):
         if is_wrong:
             raise UsageError(message)
-    settings = [_flag(name) for name in sorted(given) if name.startswith("qe_") and name != "qe_config_file"]
+    settings = ignored_beside_a_file(given)
     if args.qe_config_file and settings:
         return [f"--qe-config-file: the file says it all, ignored are {', '.join(settings)}"]
     return []
@@ -60,29 +61,12 @@ def _rules(args: Namespace, given: set[str]) -> Iterator[tuple[bool, str]]:
     )
     yield bool(args.device and (args.cpu or args.gpus)), "--device: not together with --cpu or --gpus"
 
-    yield args.quantize_eval and not args.evaluate, "--quantize-eval: only with --evaluate"
     yield (
         jobs == ["--qe-calibration", "--evaluate"],
         "--qe-calibration: with --evaluate only for --quantize-eval; leave --evaluate out to collect alone",
     )
     yield len(jobs) > 1, f"{' and '.join(jobs[:2])}: are two jobs; give each a command line of its own"
-    for name in sorted(given):
-        if name.startswith("qe_") and name != "qe_calibration":
-            yield not args.quantize_eval, f"{_flag(name)}: only with --evaluate --quantize-eval"
-    yield (
-        args.qe_clip_acts == "n_std" and args.qe_clip_n_stds is None,
-        "--qe-clip-acts n_std: needs --qe-clip-n-stds N",
-    )
-    yield (
-        args.qe_clip_acts != "n_std" and args.qe_clip_n_stds is not None,
-        "--qe-clip-n-stds: only with --qe-clip-acts n_std",
-    )
-    yield (
-        args.qe_bits_acts == args.qe_bits_wts == 0 and not args.qe_config_file,
-        "--qe-bits-acts 0 --qe-bits-wts 0: nothing would be quantized; give one of them bits",
-    )
-    if not args.qe_config_file:
-        yield from _quantization_rules(args, given)
+    yield from quantization_rules(args, given)
 
     yield bool(args.optimizer != "sgd" and "momentum" in given), "--momentum: of --optimizer sgd only"
     if args.dataset in _EMBEDDED:
@@ -92,7 +76,7 @@ def _rules(args: Namespace, given: set[str]) -> Iterator[tuple[bool, str]]:
     yield bool(args.greedy and args.compress), "--compress: not together with --greedy, which has no schedule"
     for name in sorted(given):
         if name.startswith("greedy_"):
-            yield not args.greedy, f"{_flag(name)}: goes with --greedy"
+            yield not args.greedy, f"{flag_of(name)}: goes with --greedy"
 
     yield (
         bool(args.thinnify and not (args.resumed_checkpoint_path or args.load_model_path)),
@@ -126,28 +110,6 @@ def _rules(args: Namespace, given: set[str]) -> Iterator[tuple[bool, str]]:
         )
 
 
-def _quantization_rules(args: Namespace, given: set[str]) -> Iterator[tuple[bool, str]]:
-    """Settings of what is not quantized, or not clipped."""
-    for name in ("qe_mode_acts", "qe_clip_acts"):
-        yield (
-            args.qe_bits_acts == 0 and name in given,
-            f"{_flag(name)}: without effect, with --qe-bits-acts 0 activations are not quantized",
-        )
-    for name in ("qe_mode_wts", "qe_per_channel"):
-        yield (
-            args.qe_bits_wts == 0 and name in given,
-            f"{_flag(name)}: without effect, with --qe-bits-wts 0 weights are not quantized",
-        )
-    yield (
-        bool(args.qe_no_clip_layers and args.qe_clip_acts == "none"),
-        "--qe-no-clip-layers: without effect, nothing is clipped; goes with --qe-clip-acts",
-    )
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
 def _jobs(args: Namespace) -> list[str]:
     """The flags of the jobs other than training that are asked for."""
     flags = {
@@ -155,9 +117,11 @@ def _jobs(args: Namespace) -> list[str]:
         "--dry-run": args.dry_run,
         "--greedy": args.greedy,
         "--export-onnx": bool(args.export_onnx),
+        "--activation-histograms": args.activation_histograms is not None,
         "--sense": bool(args.sensitivity),
         "--qe-calibration": args.qe_calibration is not None and not args.quantize_eval,
         "--evaluate": args.evaluate,
+        "--export-int8": bool(args.export_int8) and not args.evaluate,
         "--thinnify": args.thinnify,
     }
     return [flag for flag, is_given in flags.items() if is_given]

@@ -1,20 +1,25 @@
-"""Statistics of one stream of tensors, exact and independent of how it is cut into batches.
+"""Statistics of one stream of tensors, independent of how it is cut into batches.
 
-The first pass yields range and mean, the second, which needs the mean, std and b. A tensor
+In two passes: the first yields range and mean, the second, which needs the mean, std and b. A tensor
 is reduced to a few numbers where it lies (`range_sums`, `deviation_sums`); streams add them
-up in float64. Knows nothing about modules or files.
+up in float64. Or in one pass, b within 1 % (`OnePassObserver`). Knows nothing about modules or files.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from distiller.data_loggers.tensor_summary import SoFar, TensorSummary, summary_of
+from distiller.data_loggers.weighted_points import WeightedPoints, merged
+
 _PART = 1 << 18  # elements reduced at a time, so that intermediate results stay in the cache
+_POINTS = 1 << 10  # that a stream's samples are merged into,
+_KEPT = 1 << 14  # when they are more than so many
 
 
 def range_sums(x: Tensor) -> Tensor:
@@ -135,6 +140,74 @@ class DeviationObserver:
     def result(self) -> dict[str, float]:
         """std (of the population) and b (the scale of a Laplace distribution)."""
         return {"std": math.sqrt(self._variance), "b": self._b}
+
+
+@dataclass(slots=True)
+class OnePassObserver:
+    """One pass over a stream: what the two others find, all exact but b.
+
+    b = mean |x - mean| needs the mean of all data, m. Of a tensor with mean c the sum S(c) = sum |x - c| is
+    exact, or from a sample where its standard error is at most 0.2 % of the sum of all tensors so far.
+    S(m) - S(c) is estimated from a sample of the elements, one at random from each of many stretches of equal
+    length: 65536 (or all, if it has no more), down to 4096 for a tensor that moves the mean of the
+    stream little. Heavy tails are in the sums: | |x - m| - |x - c| | is at most |m - c|. With 65536 of
+    each the standard error is at most b / sqrt(2 * 65536), 0.3 %, whatever the data, for the means of parts
+    of the data have at most b as their mean absolute deviation from m; in a stream whose tensors are alike
+    it is far less.
+    Samples are kept as few points (`weighted_points`): b is exact for a stream of up to 16384 elements in
+    tensors of up to 256.
+
+    Source: Chan et al. 1979, equation 2.1, for the variance.
+
+    Attributes:
+        ranges: min, max, mean, and the means over samples of their minima and maxima.
+    """
+
+    ranges: RangeObserver = field(default_factory=RangeObserver)
+    _squared: float = 0.0  # sum of (x - m)^2
+    _absolute: float = 0.0  # sum of |x - c|,
+    _doubt: float = 0.0  # its variance,
+    _unsampled: float = 0.0  # and less what it is of the samples
+    _points: list[WeightedPoints] = field(default_factory=list)
+    _kept: int = 0
+
+    @property
+    def numel(self) -> int:
+        """Elements so far."""
+        return self.ranges.numel
+
+    @property
+    def so_far(self) -> SoFar | None:
+        """What `summary_of` the next batch wants to know."""
+        return SoFar(self.ranges.mean, self._absolute, self._doubt) if self.numel else None
+
+    def update(self, x: Tensor) -> None:
+        """Take in one batch, shape (samples, ...)."""
+        self.add(summary_of(x, self.so_far), x.shape)
+
+    def add(self, summary: TensorSummary, shape: Sequence[int]) -> None:
+        """Take in the `summary_of` one batch of the given shape."""
+        before, mean, spread = self.numel, self.ranges.mean, summary.spread
+        self.ranges.add(summary.sums, shape)
+        if spread is None:  # from here on `ranges` is not finite, and neither is the result
+            return
+        apart = spread.mean - mean
+        self._squared += spread.squared + apart * apart * before * (1 - before / self.numel)
+        self._absolute += spread.absolute
+        self._doubt += spread.doubt
+        self._unsampled += spread.unsampled
+        self._points.append(spread.points)
+        self._kept += len(spread.points.values)
+        if self._kept > _KEPT:
+            self._points = [merged(tuple(self._points), _POINTS, self.ranges.mean)]
+            self._kept = len(self._points[0].values)
+
+    def result(self) -> dict[str, float]:
+        """min, max, avg_min, avg_max, mean, std and b, as of `RangeObserver` and `DeviationObserver`."""
+        found, numel = self.ranges.result(), max(self.numel, 1)
+        sampled = sum(points.deviation_sum(found["mean"]) for points in self._points)
+        std = math.sqrt(self._squared / numel)
+        return {**found, "std": std, "b": min(max((sampled + self._unsampled) / numel, 0.0), std)}
 
 
 def _merged(mean: float, batch_sum: float, batch_count: int, count: int) -> float:

@@ -90,7 +90,10 @@ class IntegerLatency:
             found.append("whether the processor has instructions for sums of 8-bit products is not known")
         if graph.in_float:
             nodes = ", ".join(f"{count} {kind}" for kind, count in sorted(graph.in_float.items()))
-            found.append(f"onnxruntime computes in floating point: {nodes}")
+            found.append(
+                f"onnxruntime computes in floating point: {nodes} (what they read or make is on no grid; a "
+                "trained model's tensors get one from batches that its export is given)"
+            )
         conversions = sum(graph.kernels.get(kind, 0) for kind in _CONVERSIONS)
         if conversions > 2:
             found.append(f"{conversions} conversions between integers and real numbers are left")

@@ -8,7 +8,7 @@ Knows nothing about file formats and runtimes.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -26,6 +26,7 @@ MAX_BITS = 8
 _LEVELS = 2**MAX_BITS
 _OFF_GRID = 1e-2  # of a step: far above what rounding in float32 makes, far below a change of a weight
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NEVER_SATURATED = 64  # 2 * 255 * 64 < 2**15
 _ANY_TERMS = 2**15  # products in one sum of a matrix product, whose size is known at run time only
 
 
@@ -119,12 +120,14 @@ def integer_view(model: nn.Module, dummy_input: Any = None) -> IntegerView:
         GraphTraceError: a trained model cannot be traced.
     """
     model = unwrap(model)
-    if any(hasattr(module, "quantizes") for module in model.modules()):
+    if is_trained(model):
         arguments = tuple(dummy_input) if isinstance(dummy_input, list) else dummy_input
         folded = folded_copy(model, arguments)
         by_name = dict(named_modules(folded.model))
         layers = {
-            by_name[name]: _layer(by_name[name], name, w.integers, w.scale, w.zero_point, w.qmin, w.qmax)
+            by_name[name]: _finer(
+                _layer(by_name[name], name, w.integers, w.scale, w.zero_point, w.qmin, w.qmax)
+            )
             for name, w in folded.weights.items()
         }
         return IntegerView(folded.model, layers, is_trained=True)
@@ -135,6 +138,11 @@ def integer_view(model: nn.Module, dummy_input: Any = None) -> IntegerView:
         if isinstance(module, QuantizedWeightWrapper)
     }
     return IntegerView(copied, layers, is_trained=False)
+
+
+def is_trained(model: nn.Module) -> bool:
+    """Whether a training quantizer has prepared the model."""
+    return any(hasattr(module, "quantizes") for module in model.modules())
 
 
 def is_tensor_quantizer(module: nn.Module) -> bool:
@@ -227,6 +235,8 @@ def _layer(
     """A weight's integers in int8: with zero point 0 if that holds them, which kernels are fastest with."""
     where = f"{name}: weight"
     if qmax - qmin >= _LEVELS:
+        if qmin == -qmax == 1 - _LEVELS and bool((q.int() % 2 == 1).logical_or(q == 0).all()):
+            raise QuantizationError(_no_zero(where, qmin, qmax))
         raise QuantizationError(_too_wide(where, qmax - qmin, "bits_weights"))
     q, zero_point, scale = (
         tensor.detach().cpu() for tensor in (q, zero_point.to(torch.int32), scale.float())
@@ -241,10 +251,33 @@ def _layer(
     return IntegerLayer(name, integers, scale, (zero_point - shift).to(torch.int8), axis, bias)
 
 
+def _finer(layer: IntegerLayer) -> IntegerLayer:
+    """The same weight by integers times a power of two, so that biases, which are rounded to multiples of
+    input scale times weight scale, are rounded less. At 4 bits rounding them coarsely changed 1 to 3 % of the
+    decisions of trained models.
+
+    Up to 64: processors without VNNI add two products of 8 bits in 16, and larger ones may not fit.
+    """
+    largest = int(layer.weight.int().abs().max()) if layer.weight.numel() else 0
+    if layer.zero_point.any() or largest == 0:
+        return layer
+    factor = 2 ** max((_NEVER_SATURATED // largest).bit_length() - 1, 0)
+    return replace(layer, weight=layer.weight * factor, scale=layer.scale / factor)
+
+
 def _too_wide(where: str, largest: int, setting: str) -> str:
     return (
         f"{where}: its integers have {largest.bit_length()} bits, an integer model has at most {MAX_BITS}; "
         f"give it fewer ({setting})"
+    )
+
+
+def _no_zero(where: str, qmin: int, qmax: int) -> str:
+    fitting = MAX_BITS - 1
+    return (
+        f"{where}: its levels are the odd numbers from {qmin} to {qmax} (so are DoReFa's); on integers "
+        "without gaps their zero point would lie halfway between two, which ONNX has not, and with gaps they "
+        f"have {(qmax - qmin).bit_length()} bits; train with at most {fitting} (bits_weights: {fitting})"
     )
 
 

@@ -265,8 +265,9 @@ def _drop_notes(proto: onnx.ModelProto) -> None:
 def _refuse_quantized(model: nn.Module) -> None:
     if stored_params(model).bits:
         raise QuantizationError(
-            f"{type(model).__name__}: cannot be exported to ONNX: its quantization is simulated in floating "
-            "point, and integers cannot be exported in this version; export the model before quantization"
+            f"{type(model).__name__}: cannot be exported to ONNX in floating point, where its quantization "
+            "is only simulated; write its integers (export_int8_onnx, --export-int8), or export the model "
+            "from before quantization"
         )
 
 

@@ -7,7 +7,7 @@
 Weights are int8, biases int32, tensors uint8; between a
 DequantizeLinear and a QuantizeLinear there are ordinary operators, which a runtime computes in integers.
 Widths below 8 bits lie in the same containers. `integer_parity.py` compares the file with the model.
-Knows nothing about data.
+Knows nothing about data sets.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ from torch import nn
 
 from distiller.atomic_file import replacing
 from distiller.errors import UsageError
-from distiller.export.integer_view import integer_view
+from distiller.export.added_grids import add_missing_grids
+from distiller.export.integer_view import integer_view, is_trained
 from distiller.export.onnx_export import OPSET, onnx_bytes, reporting_failed_writes
 from distiller.export.qdq_marks import with_marks
 from distiller.export.qdq_rewrite import with_integers
+from distiller.functional_modules import to_modules
 from distiller.names import unwrap
+from distiller.quantization.refinement.capture import Batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +42,15 @@ class Int8Onnx:
         content: of the file.
         simulation: a model that computes in floating point what the file does in integers. After
             post-training quantization the model itself; of a trained model a copy with the batch norms
-            folded and the biases rounded as int32 have to be, to multiples of input scale times weight scale.
+            folded, the biases rounded as int32 have to be, to multiples of input scale times weight scale,
+            and the added grids.
+        added_grids: names of the tensors that batches gave a grid: of the modules that make them, or
+            `<module>.input`.
     """
 
     content: bytes
     simulation: nn.Module
+    added_grids: tuple[str, ...] = ()
 
 
 def export_int8_onnx(
@@ -55,6 +62,8 @@ def export_int8_onnx(
     opset_version: int = OPSET,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
+    batches: Batches | None = None,
+    quantize_activations: bool = False,
 ) -> Path:
     """Write a quantized model to an ONNX file of integers that takes any batch size.
 
@@ -69,6 +78,11 @@ def export_int8_onnx(
         opset_version: the operator set, 18 or above; default 18.
         input_names: of the file's inputs; default `input` if there is one, else the forward's own.
         output_names: of its outputs; default `output` if there is one, else torch's.
+        batches: inputs of a trained model, some hundred samples. Tensors that its training left without a
+            grid, as those between convolutions and sums, get one of 8 bits over the range that they have on
+            these; without, runtimes compute in floating point what is next to them, and that is slow.
+            After post-training quantization there are none, and the batches are not looked at.
+        quantize_activations: with `batches`, also where only the weights were quantized in training.
 
     Returns:
         `path`.
@@ -77,7 +91,7 @@ def export_int8_onnx(
         QuantizationError: the model is not quantized, or in a way that runtimes do not compute: more than
             8 bits, dynamic ranges, approximated scales, accumulators that saturate early.
         GraphTraceError: `torch.export` cannot trace the model, or not for any batch size.
-        UsageError: the file cannot be written, or the names do not fit.
+        UsageError: the file cannot be written, the names do not fit, or there are no batches in `batches`.
         DistillerError: an operation has no counterpart in ONNX, or the weights are above 2 GB.
     """
     path = Path(path)
@@ -91,6 +105,8 @@ def export_int8_onnx(
             opset_version=opset_version,
             input_names=input_names,
             output_names=output_names,
+            batches=batches,
+            quantize_activations=quantize_activations,
         )
         file.write(found.content)
     return path
@@ -109,9 +125,19 @@ def int8_onnx(
     opset_version: int = OPSET,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
+    batches: Batches | None = None,
+    quantize_activations: bool = False,
 ) -> Int8Onnx:
     """What `export_int8_onnx` writes, and the simulation of it; takes and raises what it does."""
-    view = integer_view(model, dummy_input)
+    added: tuple[str, ...] = ()
+    model = unwrap(model)
+    if batches is None or not is_trained(model):
+        view = integer_view(model, dummy_input)
+    else:
+        with_modules = copy.deepcopy(model)
+        to_modules(with_modules, dummy_input)  # only modules can have grids
+        view = integer_view(with_modules, dummy_input)
+        added = add_missing_grids(view, batches, dummy_input, quantize_activations)
     simulation = copy.deepcopy(view.model) if view.is_trained else None
     marked, marks = with_marks(view)
     content = onnx_bytes(
@@ -128,4 +154,4 @@ def int8_onnx(
             parameter: nn.Parameter = simulation.get_submodule(name).bias  # type: ignore[assignment]
             with torch.no_grad():
                 parameter.copy_(torch.from_numpy(bias))
-    return Int8Onnx(proto.SerializeToString(), unwrap(model) if simulation is None else simulation)
+    return Int8Onnx(proto.SerializeToString(), model if simulation is None else simulation, added)

@@ -95,6 +95,7 @@ class _Rewriter:
         self.biases: dict[str, list[NDArray[np.float32]]] = {}
         self._marks = marks
         self._streams: dict[str, _Stream] = {}
+        self._quantized: dict[tuple[str, Grid], _Stream] = {}
         self._weights: dict[str, _Weight] = {}
 
     def rewrite(self, node: NodeProto) -> None:
@@ -140,9 +141,18 @@ class _Rewriter:
         elif made_by is not None and (clipped := self._clipped(made_by, grid)) is not None:
             self._clip(*clipped, output)
             return
-        scale, zero_point = self._grid_constants(grid)
-        integers = self.graph.add("QuantizeLinear", [self._apart(x), scale, zero_point])
-        self._clip(_Stream(integers, grid, 0, _UINT8_MAX), 0, grid.qmax, output)
+        if (x, grid) not in self._quantized:
+            apart = self._unchanged(x) if x in self._streams else self._apart(x)
+            integers = self.graph.add("QuantizeLinear", [apart, *self._grid_constants(grid)])
+            self._quantized[x, grid] = _Stream(integers, grid, 0, _UINT8_MAX)
+        self._clip(self._quantized[x, grid], 0, grid.qmax, output)
+
+    def _unchanged(self, x: str) -> str:
+        """x, which is on a grid, by an operation that runtimes compute by a table of the 256 integers.
+
+        So onnxruntime goes from one grid to another in integers, and rounds twice (see `_apart`).
+        """
+        return self.graph.add("LeakyRelu", [x], attributes={"alpha": 1.0})
 
     def _apart(self, x: str) -> str:
         """x, but if it is on a grid no DequantizeLinear's output: the maximum with its smallest number.

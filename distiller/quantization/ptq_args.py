@@ -36,7 +36,8 @@ def quantizer_arguments(args: Any) -> dict[str, Any]:
                 f"--qe-scale-approx-bits: with {other} there is no change of scale that is known "
                 "beforehand; leave one of them out"
             )
-    if args.qe_stats_file is None and not args.qe_dynamic and args.qe_bits_acts:
+    precision = getattr(args, "qe_fpq", None)
+    if precision is None and args.qe_stats_file is None and not args.qe_dynamic and args.qe_bits_acts:
         raise QuantizationError(
             "post-training quantization: activations need statistics; give --qe-stats-file, "
             "--qe-calibration or --qe-dynamic, or --qe-bits-acts 0 for weights only"
@@ -44,8 +45,11 @@ def quantizer_arguments(args: Any) -> dict[str, Any]:
     overrides: dict[str, Any] = {
         strip_wrappers(name): {"clip_acts": "NONE"} for name in args.qe_no_clip_layers
     }
+    left = {"bits_activations": None, "bits_weights": None}
+    if precision is not None:
+        left["fpq_module"] = None
     for name in args.qe_no_quant_layers:
-        overrides[strip_wrappers(name)] = {"bits_activations": None, "bits_weights": None}
+        overrides[strip_wrappers(name)] = dict(left)
     modes = {
         "activations": args.qe_mode_acts or args.qe_mode,
         "weights": args.qe_mode_wts or args.qe_mode,
@@ -62,4 +66,5 @@ def quantizer_arguments(args: Any) -> dict[str, Any]:
         "clip_n_stds": args.qe_clip_n_stds,
         "scale_approx_mult_bits": args.qe_scale_approx_bits,
         "save_fp_weights": args.qe_save_fp_weights,
+        "fpq_module": precision,
     }

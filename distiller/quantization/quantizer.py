@@ -24,6 +24,7 @@ from distiller.graph import input_shape_of, is_leaf
 from distiller.names import canonical, named_modules, strip_wrappers, unwrap
 from distiller.quantization.affine import check_bits
 from distiller.quantization.functional_operations import is_converted
+from distiller.quantization.refinement.structure import repeat_changes
 from distiller.registry import QUANTIZERS
 from distiller.signatures import check_settings
 
@@ -223,6 +224,7 @@ def rebuild_quantized(model: nn.Module, metadata: Mapping[str, Any]) -> Quantize
     dummy_input = _zeros(metadata["input_shape"], metadata.get("input_dtype"), model)
     if metadata.get("functional_modules") and not is_converted(unwrap(model)):
         to_modules(model, _input_of(model) if dummy_input is None else dummy_input)
+    repeat_changes(model, metadata, dummy_input)
     quantizer = factory(model, **params)
     quantizer.prepare_model(dummy_input)
     return quantizer

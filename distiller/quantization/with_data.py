@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -35,17 +35,24 @@ from distiller.quantization.refinement import (
     rescale_weights,
 )
 from distiller.quantization.refinement.capture import Batches, each_batch
-from distiller.quantization.search.clip_search import ptq_greedy_search
+from distiller.quantization.refinement.structure import note_changes
+from distiller.quantization.search.clip_search import CLIP_MODES, parse_modes, ptq_greedy_search
 from distiller.quantization.search.copies import EvalFn
 from distiller.quantization.search.lapq import coordinate_search
 from distiller.quantization.search.lapq_settings import LapqSettings
-from distiller.quantization.search.mixed_precision import mixed_precision_search
+from distiller.quantization.search.mixed_precision import checked_widths, mixed_precision_search
 from distiller.quantization.search.search_log import SearchProgress
 
-__all__ = ["QuantizedWithData", "quantize_with_data"]
+__all__ = ["STATE_FILES", "QuantizedWithData", "quantize_with_data"]
 
 _LOG = logging.getLogger(__name__)
-_ROUNDING_STATE = "adaround.pt"
+_WIDTHS_STATE, _CLIPS_STATE = "mixed_precision.jsonl", "clip_search.jsonl"
+_SCALES_STATE, _ROUNDING_STATE = "lapq.jsonl", "adaround.pt"
+STATE_FILES = (_WIDTHS_STATE, _CLIPS_STATE, _SCALES_STATE, _ROUNDING_STATE)
+"""What a folder may hold after a kill: the states of searches and of learned rounding."""
+
+
+Collect: TypeAlias = Callable[[nn.Module], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +82,7 @@ def quantize_with_data(
     *,
     folder: str | Path | None = None,
     progress: Callable[[str], None] | None = None,
+    collect: Collect | None = None,
 ) -> QuantizedWithData:
     """Quantize a model with the settings of a quantizer, in steps that look at data.
 
@@ -87,6 +95,8 @@ def quantize_with_data(
         eval_fn: the model's loss on data, the same each time.
         folder: keeps the states of searches and of learned rounding, to go on from after a kill; None: none.
         progress: called with a line of text now and then.
+        collect: `collect(model)` returns the activation statistics, where they are to be collected; default
+            exact ones of `batches`, in two passes.
 
     Raises:
         QuantizationError: the steps do not go together, a setting is wrong, or the quantizer is prepared.
@@ -96,7 +106,50 @@ def quantize_with_data(
         raise QuantizationError(
             "quantize_with_data: the model is prepared already; give it in floating point"
         )
-    return _Pipeline(quantizer, steps, dummy_input, batches, eval_fn, folder, progress or _LOG.info).run()
+    tell = progress or _LOG.info
+    return _Pipeline(quantizer, steps, dummy_input, batches, eval_fn, folder, tell, collect).run()
+
+
+def check_steps(steps: DataSteps) -> None:
+    """Find out what is wrong with the settings of steps, as far as that takes no model.
+
+    Raises:
+        QuantizationError: a setting is wrong; names the step.
+    """
+    checked(AdaRoundSettings, steps.adaround or {}, "adaround")
+    checked(LapqSettings, steps.lapq or {}, "lapq")
+    for name, value in (steps.cross_layer_equalization or {}).items():
+        if not isinstance(value, bool):
+            raise QuantizationError(f"cross_layer_equalization: {name}: must be true or false, got {value!r}")
+    if steps.lapq is not None and steps.mse_weight_scales is not None:
+        raise QuantizationError(
+            "mse_weight_scales: not with lapq, whose scales of weights it would replace; leave one out"
+        )
+    parse_modes((steps.clip_search or {}).get("clip_modes", CLIP_MODES))
+    if steps.mixed_precision is not None:
+        _check_mixed_precision(dict(steps.mixed_precision))
+
+
+def _check_mixed_precision(given: dict[str, Any]) -> None:
+    average = given.pop("average_bits", 8)
+    if isinstance(average, bool) or not isinstance(average, int | float) or not 2 <= average <= 16:
+        raise QuantizationError(
+            f"mixed_precision: average_bits: must be a number from 2 to 16, got {average!r}"
+        )
+    budget, limit = _budget(given, 1.0)
+    widths = given.get("weight_widths", (4, 6, 8)), given.get("activation_widths", ())
+    try:
+        checked_widths([limit], budget, *widths, given.get("metric", "loss"))
+    except QuantizationError as error:
+        raise QuantizationError(f"mixed_precision: {error}") from error
+
+
+def _budget(given: dict[str, Any], otherwise: float) -> tuple[str, float]:
+    """What is limited, and to what, taken out of the settings; bytes of weights where none is given."""
+    for name in ("weight_bytes", "bit_operations"):
+        if name in given:
+            return name, given.pop(name)
+    return "weight_bytes", otherwise
 
 
 class _Pipeline:
@@ -111,6 +164,7 @@ class _Pipeline:
         eval_fn: EvalFn,
         folder: str | Path | None,
         tell: Callable[[str], None],
+        collect: Collect | None,
     ) -> None:
         self.model = quantizer.model
         self.steps = steps
@@ -120,10 +174,12 @@ class _Pipeline:
         self.eval_fn = eval_fn
         self.folder = None if folder is None else Path(folder)
         self.tell = tell
+        self.collect = collect or self._collect
         self.reports: dict[str, Any] = {}
         self.stats: Mapping[str, Any] | None = None
-        self.rounding = checked(AdaRoundSettings, steps.adaround or {}, "adaround")
-        self.lapq = checked(LapqSettings, steps.lapq or {}, "lapq")
+        check_steps(steps)
+        self.rounding = AdaRoundSettings(**(steps.adaround or {}))
+        self.lapq = LapqSettings(**(steps.lapq or {}))
         has_stats = self.settings["model_activation_stats"] is not None
         if steps.cross_layer_equalization is not None and has_stats:
             raise QuantizationError(
@@ -141,8 +197,7 @@ class _Pipeline:
             )
             self.tell(f"equalized {len(self.reports['cross_layer_equalization'].pairs)} pairs of layers")
         if self.settings["model_activation_stats"] is None and self.settings["bits_activations"]:
-            self.tell("collecting activation statistics, in two passes")
-            self.stats = collect_quant_stats(model, self._run_over_batches)
+            self.stats = self.collect(model)
             self.settings["model_activation_stats"] = self.stats
         if steps.mixed_precision is not None:
             self._choose_widths()
@@ -157,6 +212,15 @@ class _Pipeline:
         if steps.bias_correction is not None:
             self.reports["bias_correction"] = correct_biases(twin, quantizer.model, self.batches)
             self.tell(f"corrected {len(self.reports['bias_correction'].layers)} biases")
+        note_changes(
+            quantizer.model,
+            has_folded_norms="cross_layer_equalization" in self.reports,
+            replaced_relu6s=self._names("cross_layer_equalization", "replaced_relu6s"),
+            new_biases=(
+                *self._names("cross_layer_equalization", "new_biases"),
+                *self._names("bias_correction", "new_biases"),
+            ),
+        )
         return QuantizedWithData(quantizer, twin, self.stats, self.reports)
 
     def _quantized(self) -> PostTrainLinearQuantizer:
@@ -171,7 +235,7 @@ class _Pipeline:
             self.eval_fn,
             self.lapq,
             None,
-            self._file("lapq.jsonl"),
+            self._file(_SCALES_STATE),
             self._told("LAPQ"),
         )
         self.reports["lapq"] = result
@@ -181,9 +245,7 @@ class _Pipeline:
         given = dict(self.steps.mixed_precision or {})
         quantizer = PostTrainLinearQuantizer(self.model, **self.settings)
         average = given.pop("average_bits", None)
-        [(budget, limit)] = [
-            (key, given.pop(key)) for key in ("weight_bytes", "bit_operations") if key in given
-        ] or [("weight_bytes", _bytes_at(quantizer, average))]
+        budget, limit = _budget(given, 0.0 if average is None else _bytes_at(quantizer, average))
         result = mixed_precision_search(
             quantizer,
             self.dummy_input,
@@ -191,7 +253,7 @@ class _Pipeline:
             [limit],
             budget,  # type: ignore[arg-type]
             **given,
-            log_path=self._file("mixed_precision.jsonl"),
+            log_path=self._file(_WIDTHS_STATE),
             progress=self._told("mixed precision"),
         )
         [point] = result.points
@@ -204,7 +266,7 @@ class _Pipeline:
             self.dummy_input,
             self.eval_fn,
             settings=self.settings,
-            log_path=self._file("clip_search.jsonl"),
+            log_path=self._file(_CLIPS_STATE),
             progress=self._told("clip search"),
             **(self.steps.clip_search or {}),
         )
@@ -217,15 +279,23 @@ class _Pipeline:
 
         def keep(report: AdaRoundReport, count: int) -> None:
             done = report.layers[-1]
+            if path is not None:
+                with replacing(path) as file:
+                    torch.save(report.state, file)
             self.tell(
                 f"AdaRound [{len(report.layers)}/{count}] {done.name}: "
                 f"error {done.loss_before:.3g} -> {done.loss_after:.3g}"
             )
-            if path is not None:
-                with replacing(path) as file:
-                    torch.save(report.state, file)
 
         return adaround(twin, model, self.batches, self.rounding, resume_from=state, on_layer=keep)
+
+    def _names(self, step: str, attribute: str) -> tuple[str, ...]:
+        """The layers that a step's report tells of."""
+        return getattr(self.reports.get(step), attribute, ())
+
+    def _collect(self, model: nn.Module) -> Mapping[str, Any]:
+        self.tell("collecting activation statistics, in two passes")
+        return collect_quant_stats(model, self._run_over_batches)
 
     def _run_over_batches(self, model: nn.Module) -> None:
         with torch.inference_mode():
@@ -245,16 +315,8 @@ class _Pipeline:
         return tell
 
 
-def _bytes_at(quantizer: PostTrainLinearQuantizer, average_bits: Any) -> float:
+def _bytes_at(quantizer: PostTrainLinearQuantizer, average_bits: float) -> float:
     """The bytes of all weights that are to be quantized, at an average width."""
-    if (
-        isinstance(average_bits, bool)
-        or not isinstance(average_bits, int | float)
-        or not 2 <= average_bits <= 16
-    ):
-        raise QuantizationError(
-            f"mixed_precision: average_bits: must be a number from 2 to 16, got {average_bits!r}"
-        )
     elements = 0
     for name, layer in quantizer.layers.items():
         weight = getattr(layer, "weight", None)

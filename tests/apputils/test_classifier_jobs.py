@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from distiller.apputils import classifier_jobs as jobs
+from distiller.apputils import quantize_job
 from distiller.apputils.image_classifier import ClassifierCompressor
 from distiller.apputils.results_card import SIMULATED_QUANTIZATION, ResultsCard
 from distiller.errors import QuantizationError, StatsError, UnknownNameError, UsageError
@@ -175,7 +176,7 @@ def test_a_quantization_keeps_the_statistics_it_collected(flags, open_run):
 
 @pytest.mark.parametrize("command", ["--qe-dynamic", "--qe-bits-acts 0"])
 def test_without_use_for_statistics_none_are_collected(flags, open_run, monkeypatch, command):
-    monkeypatch.setattr(jobs, "_collect", lambda *args: pytest.fail("statistics were collected"))
+    monkeypatch.setattr(quantize_job, "collected", lambda *args: pytest.fail("statistics were collected"))
     card = card_of(flags(f"-e --qe {command}"), open_run)
     assert "acts_quantization_stats.yaml" not in open_run.names()
     assert card.to_json()["ratios"]["bytes_quantized"] > 3.9
@@ -197,7 +198,7 @@ def test_a_quantization_that_cannot_be_opens_no_run(flags, open_run, command, er
 
 
 def test_a_misspelt_layer_is_told_before_statistics_are_collected(flags, open_run, monkeypatch):
-    monkeypatch.setattr(jobs, "_collect", lambda *args: pytest.fail("statistics were collected"))
+    monkeypatch.setattr(quantize_job, "collected", lambda *args: pytest.fail("statistics were collected"))
     for command in ("--qe-no-clip-layers fc7", "--qe-no-quant-layers fc7"):
         with pytest.raises(UnknownNameError) as error:
             jobs.run_job(flags(f"-e --qe {command}"), open_run)
@@ -239,7 +240,7 @@ def test_a_sweep_of_a_model_without_parameters_is_refused(flags, open_run, monke
 def test_a_scale_of_too_many_bits_is_told_before_statistics_are_collected(
     flags, open_run, monkeypatch, command
 ):
-    monkeypatch.setattr(jobs, "_collect", lambda *args: pytest.fail("statistics were collected"))
+    monkeypatch.setattr(quantize_job, "collected", lambda *args: pytest.fail("statistics were collected"))
     with pytest.raises(QuantizationError) as error:
         jobs.run_job(flags(f"-e --qe --qe-scale-approx-bits 40 {command}"), open_run)
     assert str(error.value) == "--qe-scale-approx-bits: must be 1 to 31 bits, or null, got 40"

@@ -85,7 +85,7 @@ def test_a_quantized_checkpoint_is_refused(flags, open_run, tmp_path):
         jobs.run_job(flags("--resume-from", checkpoint, "--export-onnx"), open_run)
     assert str(error.value) == (
         f"--export-onnx: {checkpoint} is of a quantized model, whose quantization is simulated in floating "
-        "point; integers cannot be exported in this version, give the checkpoint from before"
+        "point; write integers with --export-int8, or give the checkpoint from before"
     )
     assert open_run.calls == 0
 

@@ -115,11 +115,38 @@ SETTINGS = [
     "--qe-save-fp-weights",
 ]
 SOURCES = ["--qe-stats-file s", "--qe-dynamic", "--qe-config-file q"]
+STEPS = [
+    "--qe-equalize",
+    "--qe-mixed-precision 5",
+    "--qe-mixed-precision-bytes 5",
+    "--qe-mixed-precision-bitops 5",
+    "--qe-clip-search",
+    "--qe-mse-scales",
+    "--qe-lapq",
+    "--qe-adaround",
+    "--qe-bias-correction",
+]
+OF_STEPS = [
+    ("--qe-equalize-relu6", "--qe-equalize"),
+    ("--qe-absorb-bias", "--qe-equalize"),
+    ("--qe-adaround-iterations 5", "--qe-adaround"),
+    ("--lapq-maxiter 5", "--qe-lapq"),
+    ("--lapq-maxfev 5", "--qe-lapq"),
+    ("--lapq-method COBYLA", "--qe-lapq"),
+    ("--lapq-basinhopping", "--qe-lapq"),
+    ("--lapq-basinhopping --lapq-bh-niter 5", "--qe-lapq"),
+    ("--lapq-init-mode L2", "--qe-lapq"),
+    ("--lapq-init-method Powell", "--qe-lapq"),
+    ("--lapq-search-clipping", "--qe-lapq"),
+]
 
 
 @pytest.mark.parametrize(
     "flag, job",
     [
+        *product(
+            [*STEPS, "--qe-fpq 16", "--qe-search-size 0.1", "--lapq-maxfev 3", "--qe-resume x"], ["", "-e"]
+        ),
         *product(SETTINGS, ["", "-e", "--sense element", "--summary model", "--qe-calibration 0.1"]),
         *product(SOURCES, ["", "-e", "--sense element", "--summary model"]),
     ],
@@ -128,6 +155,82 @@ def test_no_flag_of_quantization_is_ignored_by_another_job(flag, job):
     with pytest.raises(UsageError) as error:
         check(f"{flag} {job}")
     assert str(error.value) == f"{flag.split()[0]}: {QUANTIZES}"
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_contradicts_what_it_cannot_be_done_with(step):
+    flag = step.split()[0]
+    for other, told in (
+        (
+            "--qe-config-file q",
+            "not with --qe-config-file; write the step into the file, under post_training_steps",
+        ),
+        ("--qe-dynamic", "not with --qe-dynamic, it is for ranges that are fixed beforehand"),
+        ("--qe-fpq 16", "not with --qe-fpq, which makes no integers"),
+    ):
+        with pytest.raises(UsageError) as error:
+            check(f"-e --qe {step} {other}")
+        assert str(error.value) == f"{flag}: {told}"
+    check(f"-e --qe {step} --qe-calibration 0.1")
+
+
+@pytest.mark.parametrize("flag, step", OF_STEPS)
+def test_a_setting_of_a_step_goes_with_the_step(flag, step):
+    with pytest.raises(UsageError, match=f"^{flag.split()[0]}.*: goes with {step}$"):
+        check(f"-e --qe {flag}")
+    check(f"-e --qe {step} {flag}")
+
+
+RESUMES = "--qe-mixed-precision, --qe-clip-search, --qe-lapq or --qe-adaround"
+NEEDS = "needs a quantized model: --evaluate --quantize-eval, or"
+
+
+@pytest.mark.parametrize(
+    "argv, told",
+    [
+        ("-e --qe --qe-equalize --qe-stats-file s", "--qe-equalize: not with --qe-stats-file, it changes the ranges that the "
+         "file tells of; leave the file out, or give --qe-calibration: statistics are collected afterwards"),
+        ("-e --qe --qe-equalize --qesab 8",
+         "--qe-scale-approx-bits: not with --qe-equalize, statistics come after it, and scales with them"),
+        ("-e --qe --qe-lapq --qe-mse-scales",
+         "--qe-mse-scales: not with --qe-lapq, whose scales of weights it would replace"),
+        ("-e --qe --qe-lapq --lapq-bh-niter 5", "--lapq-basinhopping-niter: goes with --lapq-basinhopping"),
+        ("-e --qe --qe-adaround --lapq-eval-size 0.1",
+         "--qe-search-size: goes with --qe-mixed-precision, --qe-clip-search or --qe-lapq"),
+        ("-e --qe --lapq-eval-memoize-dataloader",
+         "--lapq-eval-memoize-dataloader: goes with --qe-mixed-precision, --qe-clip-search or --qe-lapq"),
+        ("-e --qe --qe-bias-correction --qe-resume x", f"--qe-resume: goes with what can be resumed: {RESUMES}"),
+        ("-e --qe --qe-adaround --qebw 0", "--qe-adaround: without effect, with --qe-bits-wts 0 weights are not quantized"),
+        ("-e --qe --qe-clip-search --qeba 0",
+         "--qe-clip-search: without effect, with --qe-bits-acts 0 activations are not quantized"),
+        ("-e --qe --qe-one-pass --qeba 0",
+         "--qe-one-pass: without effect, with --qe-bits-acts 0 no statistics are collected"),
+        ("-e --qe --qe-one-pass --qe-dynamic",
+         "--qe-one-pass: without effect, with --qe-dynamic no statistics are collected"),
+        ("-e --qe --qe-one-pass --qe-stats-file s",
+         "--qe-one-pass: without effect, with --qe-stats-file no statistics are collected"),
+        ("--qe-one-pass", "--qe-one-pass: only where statistics are collected, with --qe-calibration or --quantize-eval"),
+        ("-e --qe --qe-fpq 16 --qe-bits-wts 4", "--qe-bits-wts: not with --qe-fpq, which makes no integers"),
+        ("-e --qe --qe-fpq 16 --export-int8", "--export-int8: not with --qe-fpq, which makes no integers"),
+        ("-e --qe --qe-dynamic --export-int8", "--export-int8: not with --qe-dynamic, the ranges have to be fixed"),
+        ("-e --qe --qe-dynamic --qept", "--qe-convert-pytorch: not with --qe-dynamic, the ranges have to be fixed"),
+        ("-e --qe --qe-dynamic --qe-report", "--qe-report: not with --qe-dynamic, the ranges have to be fixed"),
+        ("-e --qe --qeba 9 --export-int8", "--export-int8: takes at most 8 bits, got --qe-bits-acts 9"),
+        ("-e --qe --qesab 9 --qept", "--qe-convert-pytorch: not with --qe-scale-approx-bits, scales are stored as they are"),
+        ("-e --qe --qeba 4 --qept", "--qe-convert-pytorch: PyTorch computes with activations of 8 bits, got --qe-bits-acts 4; "
+         "--export-int8 takes fewer"),
+        ("--export-int8", f"--export-int8: {NEEDS} its checkpoint, given with --resume-from or --exp-load-weights-from"),
+        ("-e --qept", f"--qe-convert-pytorch: {NEEDS} --evaluate and its checkpoint, given with --resume-from or "
+         "--exp-load-weights-from"),
+        ("--qe-report --resume-from c", f"--qe-report: {NEEDS} --evaluate and its checkpoint, given with --resume-from or "
+         "--exp-load-weights-from"),
+        ("-e --qe --qe-pytorch-backend qnnpack", "--qe-pytorch-backend: goes with --qe-convert-pytorch"),
+    ],
+)  # fmt: skip
+def test_what_would_be_passed_over_in_a_quantization_is_refused(argv, told):
+    with pytest.raises(UsageError) as error:
+        check(argv)
+    assert str(error.value) == told
 
 
 @pytest.mark.parametrize(
@@ -141,6 +244,9 @@ def test_no_flag_of_quantization_is_ignored_by_another_job(flag, job):
         ("--export-onnx x.onnx --summary model", "--summary", "--export-onnx"),
         ("--sense filter --qe-calibration 0.1", "--sense", "--qe-calibration"),
         ("--compress s --dry-run -e", "--dry-run", "--evaluate"),
+        ("--act-hist 0.1 --qe-calibration 0.1", "--activation-histograms", "--qe-calibration"),
+        ("--act-hist 0.1 -e", "--activation-histograms", "--evaluate"),
+        ("--act-hist 0.1 --export-int8 --resume-from c", "--activation-histograms", "--export-int8"),
         ("--compress s --dry-run --summary model", "--summary", "--dry-run"),
     ],
 )
@@ -163,6 +269,18 @@ def test_one_job_at_a_time(argv, first, second):
         "-e --qe --qeca n_std --qe-clip-n-stds 2",
         "-e --qe --qeca avg --qe-no-clip-layers fc",
         "-e --qe --qe-config-file q --qeba 0 --qebw 0",
+        "-e --qe --qe-stats-file s --qe-adaround",
+        "-e --qe --qeba 0 --qe-adaround --export-int8",
+        "-e --qe --qe-fpq bf16 --qe-no-quant-layers fc",
+        "-e --qe --qe-clip-search --qe-no-clip-layers fc",
+        "-e --qe --qe-cle --qe-adaround --qe-bias-correction --export-int8 --qept --qe-report",
+        "-e --qe --qe-config-file q --qe-search-size 0.1 --qe-resume x --qe-one-pass --qe-report --export-int8",
+        "-e --export-int8 --resume-from c",
+        "--export-int8 --resume-from c",
+        "-e --qept --qe-report --exp-load-weights-from c",
+        "--qe-calibration 0.1 --qe-one-pass",
+        "--act-hist 0.1",
+        "--act-hist 0.1 --qe-stats-file s",
         "--gpus 0 --cpu",
         "--sense element --sense-resume logs/x --sense-range 0 0.5 0.1",
         "--compress s.yaml --dry-run",

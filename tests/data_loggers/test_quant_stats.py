@@ -319,3 +319,17 @@ def test_a_missing_folder_is_an_error_before_the_data_are_run(tmp_path):
     assert str(caught.value) == (
         f"{tmp_path / 'none'}: no such folder to write acts_quantization_stats.yaml into; make it first"
     )
+
+
+@pytest.mark.parametrize("passes", [0, 3, "1", None])
+def test_there_are_one_or_two_passes(passes):
+    with pytest.raises(UsageError) as caught:
+        collect_quant_stats(Net(), lambda model: pytest.fail("ran"), passes=passes)
+    assert str(caught.value) == f"collect_quant_stats: passes: must be 1 or 2, got {passes!r}"
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_the_data_are_run_as_often_as_there_are_passes(passes):
+    data, ran = torch.randn(2, 1, 4, 4), []
+    collect_quant_stats(Net(), lambda model: ran.append(model(data)), passes=passes)
+    assert len(ran) == passes

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import pytest
 import yaml
 
 from tests.end_to_end.conftest import TINY
-from tests.end_to_end.program import load
+from tests.end_to_end.program import load, refused
 
 EVALUATED = {"LOG", "results.json"}
 QUANTIZED = {*EVALUATED, "quantized_checkpoint.pth.tar", "layer_quant_params.yaml"}
@@ -177,3 +178,39 @@ def test_a_schedule_has_no_effect_on_an_evaluation_and_that_is_told(program):
     program.write("empty.yaml", "policies: []\n")
     done = program.run(TINY + "-e --etes 0.1 --compress empty.yaml").succeeded()
     assert "--compress empty.yaml: without effect, this job does not train" in done.out
+
+
+STEPS = "--qe-calibration 0.1 --qe-bits-wts 4 --qe-equalize --qe-bias-correction --qe-adaround "
+
+
+def test_an_interrupted_adaround_says_how_to_go_on_and_what_comes_of_it_evaluates_alike(program, trained):
+    command = TINY + f"-e --qe -o out --exp-load-weights-from {trained} {STEPS}"
+    running = program.start(command + "--qe-adaround-iterations 4000")
+    running.wait_for("AdaRound [1/3]")
+    running.signal(signal.SIGINT)
+    stopped, folder = running.wait(), program.latest("out")
+    assert stopped.status == 130
+    assert stopped.err == f"interrupted; go on with --qe-resume {folder}\n"
+
+    refusal = refused(program, command + "--qe-adaround-iterations 20 --qe-resume", folder)
+    assert "'steps.adaround.iterations' is 4000 there, 20 here" in refusal
+
+    done = program.run(command + "--qe-adaround-iterations 4000 --qe-resume", folder).succeeded()
+    assert "AdaRound [1/3]" not in done.out
+    assert "AdaRound [3/3]" in done.out
+    card = json.loads((program.latest("out") / "results.json").read_text())
+    file = program.latest("out") / "quantized_checkpoint.pth.tar"
+    program.run(TINY + f"-e -o again --exp-load-weights-from {file}").succeeded()
+    again = json.loads((program.latest("again") / "results.json").read_text())
+    for figure in ("top1_correct", "loss"):
+        assert again["measured"][figure] == card["measured"][figure]
+
+
+def test_a_network_in_integers(program, trained):
+    done, card = quantize(program, trained, "--qe-calibration 0.2 --qe-mode asym_u --export-int8 net.onnx")
+    assert {"net.onnx", "int8.json"} <= program.names(program.latest("out"))
+    found = json.loads((program.latest("out") / "int8.json").read_text())
+    assert found["agreement"]["percent"] >= 99.5
+    assert found["top1"]["simulation"]["correct"] == card["measured"]["top1_correct"]
+    assert f"agrees with the simulation on {found['agreement']['agreeing']}/359 = " in done.out
+    assert "threads: 1" in done.out

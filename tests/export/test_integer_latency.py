@@ -87,8 +87,9 @@ def test_the_verdict_is_one_sentence():
     assert measured(0.5, 1.0, CpuFacts("Old", ()), graph).verdict() == (
         "int8 is not faster than fp32 in onnxruntime, 0.50 times (batch 1, threads: 2, Old (no VNNI, AMX or "
         "ARM dot product)): the processor has no instructions for sums of 8-bit products (VNNI, AMX, ARM dot "
-        "product); onnxruntime computes in floating point: 1 Add, 2 Conv; 13 conversions between integers and "
-        "real numbers are left; the weights of 7 layers have zero points (a symmetric mode has none); 5 "
+        "product); onnxruntime computes in floating point: 1 Add, 2 Conv (what they read or make is on "
+        "no grid; a trained model's tensors get one from batches that its export is given); 13 conversions "
+        "between integers and real numbers are left; the weights of 7 layers have zero points (a symmetric mode has none); 5 "
         "outputs are clipped, their grids do not fill 8 bits (so with a ReLU in a symmetric mode); the model "
         "is so small (0.5 ms in fp32) that starting an operation weighs as much as its arithmetic"
     )

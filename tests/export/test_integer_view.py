@@ -19,7 +19,13 @@ from distiller.export.integer_view import (
 from distiller.quantization import PostTrainLinearQuantizer
 from distiller.quantization.activation_quant import ActivationQuantizer, QuantSettings
 from distiller.quantization.affine import LinearQuantMode as Mode
-from distiller.quantization.training import GridQuantizer, QuantAwareTrainRangeLinearQuantizer
+from distiller.quantization.training import (
+    BinaryQuantizer,
+    DorefaQuantizer,
+    GridQuantizer,
+    LSQQuantizer,
+    QuantAwareTrainRangeLinearQuantizer,
+)
 from distiller.quantization.training.fake_quant import Grid as TrainedGrid
 from tests.export.quantized_nets import quantized
 
@@ -174,10 +180,44 @@ def test_a_trained_model_has_its_batch_norms_in_the_weights(tiny_cnn):
     assert not any(isinstance(module, nn.BatchNorm2d) for module in view.model.modules())
     for module, layer in view.layers.items():
         scale = layer.scale.reshape(-1, *[1] * (layer.weight.dim() - 1))
-        assert int(layer.weight.abs().max()) <= 8
+        assert int(layer.weight.int().abs().max()) <= 64
+        assert not (layer.weight % 8).any()  # 4 bits times 8, for finer biases
         torch.testing.assert_close(layer.weight * scale, module.weight, rtol=1e-6, atol=0)
     with torch.no_grad():
         torch.testing.assert_close(view.model(x), tiny_cnn(x))
+
+
+@pytest.mark.parametrize("bits,factor", [(1, 64), (3, 16), (7, 1), (8, 1)])
+def test_small_integers_of_trained_weights_are_multiplied_and_stand_for_the_same_weight(bits, factor):
+    model = nn.Sequential(nn.Linear(4, 3))
+    kind = BinaryQuantizer if bits == 1 else LSQQuantizer
+    kind(model, None, bits_weights=bits).prepare_model(torch.randn(2, 4))
+    with torch.no_grad():
+        model[0].parametrizations.weight.original.view(-1)[0] = -100.0  # -2 ** (bits - 1) steps
+    (layer,) = integer_view(model.eval(), torch.randn(2, 4)).layers.values()
+    assert int(layer.weight.int().abs().max()) == max(64, 2 ** (bits - 1))
+    assert not (layer.weight % factor).any()
+    scale = layer.scale.reshape(-1, 1)
+    assert torch.equal(layer.weight * scale, model[0].weight)
+
+
+def test_eight_bits_of_dorefa_are_refused_with_a_remedy_and_seven_are_not():
+    """Its levels have none at 0: 2^8 of them need a zero point between two integers."""
+
+    def view(bits):
+        model = nn.Sequential(nn.Linear(16, 8))
+        DorefaQuantizer(model, None, bits_weights=bits).prepare_model()
+        return integer_view(model.eval())
+
+    with pytest.raises(QuantizationError) as caught:
+        view(8)
+    assert str(caught.value) == (
+        "0: weight: its levels are the odd numbers from -255 to 255 (so are DoReFa's); on integers without gaps "
+        "their zero point would lie halfway between two, which ONNX has not, and with gaps they have 9 bits; "
+        "train with at most 7 (bits_weights: 7)"
+    )
+    (layer,) = view(7).layers.values()
+    assert int(layer.weight.int().abs().max()) == 127
 
 
 def test_weights_only_has_no_grids(tiny_cnn):

@@ -205,8 +205,8 @@ def test_a_quantized_model_is_refused(tiny_cnn, tmp_path):
     with pytest.raises(QuantizationError) as error:
         export_onnx(tiny_cnn, tmp_path / "m.onnx", torch.randn(1, 1, 8, 8))
     assert str(error.value) == (
-        "TinyCnn: cannot be exported to ONNX: its quantization is simulated in floating point, and integers "
-        "cannot be exported in this version; export the model before quantization"
+        "TinyCnn: cannot be exported to ONNX in floating point, where its quantization is only simulated; "
+        "write its integers (export_int8_onnx, --export-int8), or export the model from before quantization"
     )
 
 

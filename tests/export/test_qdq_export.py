@@ -18,8 +18,14 @@ from distiller.export.qdq_export import export_int8_onnx, int8_onnx, int8_onnx_b
 from distiller.models import create_model
 from distiller.quantization import PostTrainLinearQuantizer
 from distiller.quantization.affine import LinearQuantMode as Mode
-from distiller.quantization.training import LSQQuantizer
+from distiller.quantization.training import (
+    BinaryQuantizer,
+    LSQQuantizer,
+    PACTQuantizer,
+    QuantAwareTrainRangeLinearQuantizer,
+)
 from tests.export.quantized_nets import FASTEST, Mixed, images, quantized, statistics
+from tests.export.trained_nets import Residual, trained
 
 
 def exported(model: nn.Module, x: torch.Tensor) -> onnx.ModelProto:
@@ -235,6 +241,57 @@ def test_a_trained_model_comes_out_with_batch_norms_folded_and_biases_rounded(ti
         difference = (found.simulation(x) - tiny_cnn(x)).abs().max()
     assert 1e-4 < difference < 0.5
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_cnn.state_dict().items())
+
+
+LOW = {"bits_activations": 4, "bits_weights": 4}
+
+
+@pytest.mark.parametrize(
+    "kind,settings",
+    [
+        (LSQQuantizer, {**LOW, "overrides": {"conv|fc": {"bits_weights": 8, "bits_activations": 8}}}),
+        (PACTQuantizer, LOW),
+        (QuantAwareTrainRangeLinearQuantizer, {"bits_activations": 8, "bits_weights": 8}),
+        (BinaryQuantizer, {}),
+    ],
+)
+def test_with_batches_nothing_of_a_trained_network_stays_in_floating_point(kind, settings):
+    """Its sums are functional ones; what is returned computes what the file does."""
+    model = trained(Residual(adds=False), kind, **settings)
+    x = images(model, 256)
+    before = repr(model)
+    found = int8_onnx(model, x[:1], batches=x[:128].split(32), quantize_activations=True)
+    assert repr(model) == before
+    assert "second.add" not in found.added_grids
+    assert set(found.added_grids) >= {"first.conv2", "second.conv2", "second.side"}
+    graph = optimized_graph(found.content)
+    assert graph.in_float == {}
+    assert (graph.kernels["QLinearConv"], graph.kernels["QLinearAdd"]) == (6, 2)
+    parity = compare_integer(found.simulation, found.content, x.split(64), threads=1)
+    assert parity.agreement >= 0.995
+    with torch.no_grad():
+        same = (found.simulation(x).argmax(1) == model(x).argmax(1)).float().mean()
+    assert same > 0.85  # of random networks at 4 bits, whose decisions are close
+
+
+def test_without_batches_sums_stay_in_floating_point_and_so_do_activations_that_were_not_asked_for():
+    model = trained(Residual(), PACTQuantizer, **LOW)
+    plain = int8_onnx(model, images(model, 1))
+    assert plain.added_grids == ()
+    assert {"Add", "Conv"} <= set(optimized_graph(plain.content).in_float)
+    binary = trained(Residual(), BinaryQuantizer)
+    x = images(binary)
+    found = int8_onnx(binary, x[:1], batches=[x])
+    assert found.added_grids == ()
+    assert found.content == int8_onnx_bytes(binary, x[:1])
+
+
+def test_batches_do_not_change_what_was_quantized_after_training():
+    model = quantized(nn.Sequential(nn.Linear(3, 2)), torch.randn(4, 3))
+    x = torch.randn(1, 3)
+    found = int8_onnx(model, x, batches=[x], quantize_activations=True)
+    assert found.simulation is model
+    assert found.content == int8_onnx_bytes(model, x)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from distiller.export.integer_latency import optimized_graph
 from distiller.export.integer_view import Grid, IntegerLayer
 from distiller.export.onnx_parity import open_session
 from distiller.export.qdq_marks import Marks
@@ -139,11 +140,19 @@ def test_two_roundings_stay_two():
     second = Grid(0.3, 0, -128, 127)
     graph = unary("q = distiller.Grid <index = 0> (x)", "y = distiller.Grid <index = 1> (q)")
     proto = rewritten(graph, [SIGNED, second])
-    assert kinds(proto) == "Q DQ Max Q DQ"
+    assert kinds(proto) == "Q DQ LeakyRelu Q DQ"
     expected = rounded(rounded(X, SIGNED), second)
     np.testing.assert_array_equal(run(proto), expected)
-    session = open_session(proto.SerializeToString(), 1)
-    np.testing.assert_array_equal(np.asarray(session.run(None, {"x": X})[0]), expected)
+    content = proto.SerializeToString()
+    np.testing.assert_array_equal(np.asarray(open_session(content, 1).run(None, {"x": X})[0]), expected)
+    assert optimized_graph(content).in_float == {}  # from grid to grid by a table
+
+
+def test_readers_that_round_to_one_grid_share_its_integers():
+    lines = ("a = distiller.Grid <index = 0> (x)", "b = distiller.Grid <index = 0> (x)", "y = Add (a, b)")
+    proto = rewritten(unary(*lines), [UNSIGNED])
+    assert kinds(proto) == "Q DQ DQ Add"
+    np.testing.assert_array_equal(run(proto), 2 * rounded(X, UNSIGNED))
 
 
 def test_operations_that_move_values_are_between_grids():

@@ -8,10 +8,11 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
+from distiller.data_loggers.quant_stats import collect_quant_stats
 from distiller.errors import QuantizationError
-from distiller.quantization import PostTrainLinearQuantizer
+from distiller.quantization import PostTrainLinearQuantizer, rebuild_quantized
 from distiller.quantization.data_steps import DataSteps
-from distiller.quantization.with_data import quantize_with_data
+from distiller.quantization.with_data import check_steps, quantize_with_data
 
 IMAGES, LABELS = (torch.tensor(values) for values in load_digits(return_X_y=True))
 IMAGES, LABELS = (IMAGES.float().reshape(-1, 1, 8, 8) / 16)[:512], LABELS[:512]
@@ -157,3 +158,49 @@ def test_a_prepared_quantizer_is_refused(trained):
     quantizer = quantized(trained).quantizer
     with pytest.raises(QuantizationError, match="the model is prepared already"):
         quantize_with_data(quantizer, DataSteps(), DUMMY, [IMAGES], loss)
+
+
+def test_statistics_are_collected_as_it_is_told_to(trained):
+    collected = []
+
+    def collect(model):
+        collected.append(collect_quant_stats(model, lambda model: model(IMAGES), passes=1))
+        return collected[0]
+
+    result = quantized(trained, {"bias_correction": True}, collect=collect)
+    assert len(collected) == 1
+    assert result.stats is collected[0]
+
+
+def test_steps_that_undo_each_other_are_refused(trained):
+    with pytest.raises(
+        QuantizationError, match="^mse_weight_scales: not with lapq, whose scales of weights it"
+    ):
+        quantized(trained, {"lapq": True, "mse_weight_scales": True})
+
+
+def test_what_equalization_and_corrected_biases_made_is_rebuilt_from_the_description(trained):
+    plain = {"cross_layer_equalization": {"absorb_bias": True}, "bias_correction": True}
+    model = quantized(trained, plain).quantizer.model
+    again = copy.deepcopy(trained)
+    rebuild_quantized(again, model.quantizer_metadata)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.eval()(IMAGES), model(IMAGES))
+
+
+@pytest.mark.parametrize(
+    ("plain", "text"),
+    [
+        (
+            {"mixed_precision": {"average_bits": None}},
+            "average_bits: must be a number from 2 to 16, got None",
+        ),
+        ({"mixed_precision": {"weight_bytes": -1}}, "budgets: must be finite numbers > 0, got -1"),
+        ({"mixed_precision": {"weight_bytes": 9, "metric": "los"}}, "metric: must be one of"),
+        ({"clip_search": {"clip_modes": []}}, "clip_modes: must be a list of some of"),
+        ({"cross_layer_equalization": {"absorb_bias": 1}}, "absorb_bias: must be true or false, got 1"),
+    ],
+)
+def test_settings_are_checked_before_a_model_is_looked_at(plain, text):
+    with pytest.raises(QuantizationError, match=text):
+        check_steps(DataSteps.from_plain(plain))

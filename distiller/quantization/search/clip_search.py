@@ -82,7 +82,7 @@ def ptq_greedy_search(
         `PostTrainLinearQuantizer.from_args(model, args).settings()`.
     """
     check_function(_WHERE, "eval_fn", eval_fn)
-    modes = _parsed(clip_modes)
+    modes = parse_modes(clip_modes)
     quantizer = _quantizer(model, settings, act_stats)
     identity = {**identity_of(quantizer), "clip_modes": [mode.name for mode in modes]}
     log = SearchLog(log_path, "clip modes", identity, progress)
@@ -174,7 +174,12 @@ def _quantizer(
         raise QuantizationError(f"{_WHERE}: settings: {error}") from error
 
 
-def _parsed(clip_modes: Any) -> list[ClipMode]:
+def parse_modes(clip_modes: Any) -> list[ClipMode]:
+    """The modes of a list, each once.
+
+    Raises:
+        QuantizationError: it is no list of clip modes.
+    """
     if isinstance(clip_modes, str) or not isinstance(clip_modes, Sequence) or not clip_modes:
         raise QuantizationError(
             f"{_WHERE}: clip_modes: must be a list of some of {', '.join(CLIP_MODES)}, got {clip_modes!r}"

@@ -130,7 +130,7 @@ def mixed_precision_search(
         DistillerError: as the quantizer's `prepare_model`.
     """
     check_arguments(_WHERE, quantizer, eval_fn)
-    widths = _checked(budgets, budget, weight_widths, activation_widths, metric)
+    widths = checked_widths(budgets, budget, weight_widths, activation_widths, metric)
     identity = {**identity_of(quantizer), "metric": metric}
     log = SearchLog(log_path, "widths", identity, progress)
     quantizer = with_statistics(quantizer, eval_fn, log)
@@ -243,10 +243,14 @@ def _without_integers(given: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in given.items() if key not in ("bits_bias", "scale_approx_mult_bits")}
 
 
-def _checked(
+def checked_widths(
     budgets: Any, budget: Any, weight_widths: Any, activation_widths: Any, metric: Any
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The widths, each once, ascending."""
+    """The widths of weights and activations, each once, ascending; arguments as of `mixed_precision_search`.
+
+    Raises:
+        QuantizationError: an argument is wrong.
+    """
     for name, value, known in (("budget", budget, _BUDGETS), ("metric", metric, _METRICS)):
         if value not in known:
             hint = did_you_mean(str(value), known)
