@@ -68,7 +68,7 @@ class _Workload(NamedTuple):
 
 
 _WORKLOADS = {
-    "resnet20": _Workload("cifar10", "resnet20_cifar", 32, 128, 8, 64, (3, 11), (3, 21)),
+    "resnet20": _Workload("cifar10", "resnet20_cifar", 32, 256, 6, 64, (3, 11), (3, 21)),
     "resnet18": _Workload("imagenet", "resnet18", 224, 16, 2, 4, (2, 9), (2, 9)),
 }
 

@@ -92,14 +92,17 @@ def summary_of(
         double precision over those; all in double precision where that would not do, and for tensors of it.
     """
     rows = _rows(x.detach())
-    ranges, squares = _ranges(rows, rectified)
+    looked_at = 0 if before is None else min(rows.numel() // _SHARE, _MOST)
+    shift = 0.0 if before is None else math.modf(abs(before.absolute) * _GOLDEN)[0]
+    ranges, squares, sample = _ranges(rows, rectified, looked_at, shift)
     minimum, maximum = float(ranges[0].min()), float(ranges[1].max())
     low_sum, high_sum, total = ranges.sum(1).tolist()
     if not all(map(math.isfinite, (minimum, maximum, total))):
         return TensorSummary(ranges, (minimum, maximum, low_sum, high_sum, total), None)
     flat = rows.reshape(-1)
     wanted = _sample_size(len(flat), total, before)
-    sample = _sample(flat, max(wanted, min(len(flat) // _SHARE, _MOST)), total)
+    if sample is None or len(sample) < min(wanted, len(flat)):
+        sample = _working(sample_of(flat, wanted, shift))
     sums = _Sums(minimum, maximum, total, squares)
     mean, squared, absolute, doubt = _deviations(flat, sums, sample, before, scratch)
     kept = sample[:: max(len(sample) // wanted, 1)].cpu().numpy()
@@ -128,19 +131,28 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(x.shape[0], -1)
 
 
-def _ranges(rows: Tensor, rectified: TensorSummary | None) -> tuple[np.ndarray, float]:
-    """(3, samples), float64: minimum, maximum and sum of each sample; and the sum of all squares."""
-    found, squares = [], []
+def _ranges(
+    rows: Tensor, rectified: TensorSummary | None, looked_at: int, shift: float
+) -> tuple[np.ndarray, float, Tensor | None]:
+    """(3, samples), float64: minimum, maximum and sum of each sample; the sum of all squares; a sample.
+
+    The sample is of about `looked_at` elements, None if that is 0. Batches of one size are not all looked at in
+    the same places: `shift` moves them.
+    """
+    found, squares, looks = [], [], []
     # What was written last may still be cached, and what is read last the next layer begins with.
     for block in reversed(_blocks(rows)):  # (some samples, elements)
         values = _working(block)
+        flat = values.reshape(-1)
         extremes = () if rectified else (values.amin(1), values.amax(1))
         found.append(torch.stack([*extremes, values.sum(1)]))
-        squares += [torch.dot(part, part) for part in _cut(values.reshape(-1), _PART)]
+        squares += [torch.dot(part, part) for part in _cut(flat, _PART)]
+        if looked_at:  # while it is in the cache
+            looks.append(sample_of(flat, -(-looked_at * flat.numel() // rows.numel()), shift))
     ranges = _on_host(found[::-1])
     if rectified:
         ranges = np.concatenate([np.maximum(rectified.ranges[:2], 0.0), ranges])
-    return ranges, torch.stack(squares).double().sum().item()
+    return ranges, torch.stack(squares).double().sum().item(), torch.cat(looks[::-1]) if looks else None
 
 
 def _blocks(rows: Tensor) -> Sequence[Tensor]:
@@ -166,11 +178,6 @@ def _sample_size(count: int, total: float, before: SoFar | None) -> int:
         return _MOST
     moved = abs(total - before.mean * count)
     return int(max(min(moved / (_NEWS * before.absolute or 1e-300), 1.0) * _MOST, _LEAST))
-
-
-def _sample(flat: Tensor, count: int, total: float) -> Tensor:
-    # Batches of one size are not all looked at in the same places.
-    return _working(sample_of(flat, count, shift=math.modf(abs(total) * _GOLDEN)[0]))
 
 
 class _Sums(NamedTuple):
