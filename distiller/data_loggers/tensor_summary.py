@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -136,8 +136,8 @@ def _ranges(
 ) -> tuple[np.ndarray, float, Tensor | None]:
     """(3, samples), float64: minimum, maximum and sum of each sample; the sum of all squares; a sample.
 
-    The sample is of about `looked_at` elements, None if that is 0. Batches of one size are not all looked at in
-    the same places: `shift` moves them.
+    The sample is of about `looked_at` elements, None if that is 0. Batches of one size are not all looked
+    at in the same places: `shift` moves them.
     """
     found, squares, looks = [], [], []
     # What was written last may still be cached, and what is read last the next layer begins with.
@@ -146,13 +146,21 @@ def _ranges(
         flat = values.reshape(-1)
         extremes = () if rectified else (values.amin(1), values.amax(1))
         found.append(torch.stack([*extremes, values.sum(1)]))
-        squares += [torch.dot(part, part) for part in _cut(flat, _PART)]
+        squares += [_squared(part) for part in _cut(flat, _PART)]
         if looked_at:  # while it is in the cache
             looks.append(sample_of(flat, -(-looked_at * flat.numel() // rows.numel()), shift))
     ranges = _on_host(found[::-1])
     if rectified:
         ranges = np.concatenate([np.maximum(rectified.ranges[:2], 0.0), ranges])
-    return ranges, torch.stack(squares).double().sum().item(), torch.cat(looks[::-1]) if looks else None
+    return ranges, math.fsum(map(float, squares)), torch.cat(looks[::-1]) if looks else None
+
+
+def _squared(x: Tensor) -> Any:
+    """The sum of squares, a scalar, on the device of `x`; numpy's is the faster one on the host."""
+    if x.device.type != "cpu":
+        return torch.dot(x, x)
+    with np.errstate(over="ignore"):  # as torch, which says infinity and no more
+        return np.dot(x.numpy(), x.numpy())
 
 
 def _blocks(rows: Tensor) -> Sequence[Tensor]:
