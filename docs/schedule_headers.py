@@ -135,7 +135,7 @@ def measured_block(schedule: Shipped) -> str:
         lines += [
             f"#   weights packed at their bits {measured['bytes_quantized']:,} bytes of "
             f"{dense['bytes_dense']:,} ({dense['bytes_dense'] / measured['bytes_quantized']:.2f}x fewer);",
-            "#   simulated in floating point: `--export-int8` makes the integer model",
+            "#   simulated in floating point, so that nothing is faster",
         ]
     if is_pruned:
         lines += [

@@ -202,7 +202,7 @@ def test_a_network_that_a_quantizer_trained_is_called_quantized_in_its_header_an
     assert measured_block(quantized).splitlines()[2:] == [
         "#   quantized 8,950/10,000 = 89.50 %, 89.00 to 90.00 %",
         "#   weights packed at their bits 600 bytes of 4,000 (6.67x fewer);",
-        "#   simulated in floating point: `--export-int8` makes the integer model",
+        "#   simulated in floating point, so that nothing is faster",
     ]
     assert classes_of(quantized.data) == ["LSQQuantizer"]
 
