@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
 _DIGITS = "abcdefghijklmnopqrstuvwxyz"
+_WINDOWS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool")
+_WINDOW_DEFAULTS = {"dilations": 1, "strides": 1, "pads": 0}  # along each axis; they are in no schema
 
 
 class GraphWriter:
@@ -92,7 +94,7 @@ class GraphWriter:
         return self._ranks.get(name)
 
     def finish(self) -> onnx.ModelProto:
-        """The model with these nodes, without what nothing reads, names short, notes left out.
+        """The model with these nodes, without what nothing reads, names short, notes and defaults left out.
 
         Inputs and outputs keep their names.
         """
@@ -116,6 +118,7 @@ class GraphWriter:
             node.output[:] = [names.get(name, name) for name in node.output]
             node.doc_string = ""
             del node.metadata_props[:]
+            _leave_out_defaults(node)
         for field, items in (("node", nodes), ("initializer", tensors)):
             graph.ClearField(field)  # type: ignore[arg-type]
             getattr(graph, field).extend(items)
@@ -139,6 +142,20 @@ def _needed(nodes: Iterable[NodeProto], outputs: Iterable[str]) -> list[NodeProt
             needed.update(node.input)
             kept.append(node)
     return kept[::-1]
+
+
+def _leave_out_defaults(node: NodeProto) -> None:
+    """Take attributes off a node that say what holds without them."""
+    if not onnx.defs.has(node.op_type, node.domain):
+        return
+    known = onnx.defs.get_schema(node.op_type, node.domain).attributes
+    for item in list(node.attribute):
+        value = helper.get_attribute_value(item)
+        default = known[item.name].default_value if item.name in known else None
+        says = default is not None and default.type and helper.get_attribute_value(default) == value
+        steps = _WINDOW_DEFAULTS.get(item.name) if node.op_type in _WINDOWS else None
+        if says or (steps is not None and all(step == steps for step in value)):
+            node.attribute.remove(item)
 
 
 def _short_names(nodes: Sequence[NodeProto], fixed: set[str]) -> dict[str, str]:

@@ -78,3 +78,22 @@ def test_facts_about_tensors():
     assert attribute(maker, "axis") == 1
     assert attribute(maker, "no_such", "default") == "default"
     assert graph.maker("input") is None
+
+
+def test_attributes_that_say_what_holds_without_them_are_left_out():
+    proto = onnx.parser.parse_model("""
+<ir_version: 10, opset_import: ["" : 18]>
+g (float[n, 2, 4, 4] input) => (float[n, 2, 2, 2] output)
+<float[2, 1, 3, 3] w>
+{
+   a = Conv <auto_pad = "NOTSET", dilations = [1, 1], group = 2, kernel_shape = [3, 3], pads = [1, 1, 1, 1],
+             strides = [1, 1]> (input, w)
+   output = MaxPool <ceil_mode = 0, kernel_shape = [2, 2], pads = [0, 0, 0, 0], strides = [2, 2]> (a)
+}
+""")
+    graph = GraphWriter(proto)
+    for node in proto.graph.node:
+        graph.keep(node)
+    conv, pool = graph.finish().graph.node
+    assert {item.name for item in conv.attribute} == {"group", "kernel_shape", "pads"}
+    assert {item.name for item in pool.attribute} == {"kernel_shape", "strides"}
