@@ -21,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,18 @@ from compress_classifier import make_parser
 from distiller.apputils.image_classifier import ClassifierCompressor
 from distiller.apputils.training_loop import evaluate
 from distiller.atomic_file import write_whole
-from distiller.export.integer_parity import compare_integer
+from distiller.export.integer_parity import IntegerParity, compare_integer
+from distiller.export.integer_view import MAX_BITS
 from distiller.export.onnx_export import onnx_bytes
-from distiller.export.qdq_export import int8_onnx
+from distiller.export.qdq_export import Int8Onnx, int8_onnx
+from distiller.model_transforms import fold_batch_norms
 from distiller.quantization import PostTrainLinearQuantizer
 from distiller.quantization.data_steps import DataSteps
 from distiller.quantization.with_data import quantize_with_data
 from docs.measure_schedules import latest_checkpoint, logs_of, measure
 from docs.quantization_page import (
     NETWORKS,
+    NOT_IN_INTEGERS_AT_8_BITS,
     PAGE,
     POST_TRAINING,
     RESULTS,
@@ -95,9 +99,7 @@ class Dense:
 
     def __init__(self, arch: str) -> None:
         checkpoint = latest_checkpoint(_dense_results(arch))
-        flags = ["--arch", arch, "--dataset", _DATASET, "-b", str(_BATCH), "--seed", "1", "--channels-last"]
-        args = make_parser().parse_args([*flags, "--exp-load-weights-from", str(checkpoint), "--evaluate"])
-        self.compressor = ClassifierCompressor(args)
+        self.compressor = _compressor(arch, ["--exp-load-weights-from", str(checkpoint), "--channels-last"])
         self.dummy_input = torch.zeros(1, *self.compressor.input_shape)
         share = (CALIBRATION_IMAGES + LOSS_IMAGES) / 54000
         images, labels = (
@@ -116,6 +118,12 @@ class Dense:
                 for x, y in zip(images.split(_BATCH), labels.split(_BATCH), strict=True)
             )
         return total / len(labels)
+
+    @cached_property
+    def float_bytes(self) -> int:
+        """Of its ONNX file in floating point, batch norms folded."""
+        model = fold_batch_norms(copy.deepcopy(self.compressor.model).eval(), self.dummy_input)
+        return len(onnx_bytes(model, self.dummy_input))
 
     def scores(self, model: nn.Module) -> dict[str, Any]:
         """Of all test images."""
@@ -152,27 +160,30 @@ def post_training(dense: Dense, arch: str, method: Method, width: str) -> dict[s
         dense.stats = done.stats or dense.stats
     if not method.in_integers:
         return dense.scores(done.quantizer.model)
-    integer = int8_onnx(done.quantizer.model, dense.dummy_input)
+    parity, found = in_integers(dense, int8_onnx(done.quantizer.model, dense.dummy_input))
+    return {"top1_correct": parity.simulation_correct, "n": parity.samples, **found}
+
+
+def in_integers(dense: Dense, integer: Int8Onnx) -> tuple[IntegerParity, dict[str, int]]:
+    """Run an integer file on the test images; what is kept of it."""
     parity = compare_integer(integer.simulation, integer.content, dense.compressor.data.test)
-    return {
-        "top1_correct": parity.simulation_correct,
-        "n": parity.samples,
+    return parity, {
         "integer_correct": parity.integer_correct,
         "agreeing": parity.agreeing,
         "integer_bytes": len(integer.content),
-        "float_bytes": len(onnx_bytes(done.float_model, dense.dummy_input)),
+        "float_bytes": dense.float_bytes,
     }
 
 
-def trained(arch: str, method: str, width: str) -> dict[str, Any]:
-    """Train with quantization as the shipped schedule of the method does, at some width."""
+def trained(dense: Dense, arch: str, method: str, width: str) -> dict[str, Any]:
+    """Train with quantization as the shipped schedule of the method does, at some width; and its integers."""
     (schedule,) = [s for s in shipped() if s.path.stem == f"{NETWORKS[arch].stem}_{TRAINED[method].schedule}"]
     weights, activations = WIDTHS[width]
     own = f"{method}_{width.lower()}"
     results = RESULTS.parent / f"{arch}_fashion_mnist" / f"{own}.json"
     if own == TRAINED[method].schedule:
-        if not results.exists():
-            _must(not measure([schedule], shipped(), again=False), f"{own}: the training failed")
+        if latest_checkpoint(results) is None:
+            _must(not measure([schedule], shipped(), again=True), f"{own}: the training failed")
         card = json.loads(results.read_text(encoding="utf-8"))
     else:
         data = schedule.data
@@ -188,7 +199,18 @@ def trained(arch: str, method: str, width: str) -> dict[str, Any]:
         command = [sys.executable, "compress_classifier.py", *flags, "-o", str(folder), "-p", "200"]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         card = json.loads((folder / "latest_log_dir" / "results.json").read_text(encoding="utf-8"))
-    return {key: card["measured"][key] for key in ("top1_correct", "n")}
+    scores = {key: card["measured"][key] for key in ("top1_correct", "n")}
+    if weights == MAX_BITS and method in NOT_IN_INTEGERS_AT_8_BITS:
+        return scores
+    model = _compressor(arch, ["--resume-from", str(latest_checkpoint(results))]).model
+    integer = int8_onnx(model, dense.dummy_input, batches=dense.calibration)
+    as_trained = compare_integer(model, integer.content, dense.compressor.data.test)
+    return {**scores, **in_integers(dense, integer)[1], "agreeing_as_trained": as_trained.agreeing}
+
+
+def _compressor(arch: str, source: list[str]) -> ClassifierCompressor:
+    flags = ["--arch", arch, "--dataset", _DATASET, "-b", str(_BATCH), "--seed", "1", "--evaluate"]
+    return ClassifierCompressor(make_parser().parse_args([*flags, *source]))
 
 
 def _dense_results(arch: str) -> Path:
@@ -206,7 +228,7 @@ def _measured(dense: dict[str, Dense], cell: Cell) -> dict[str, Any]:
         return own.scores(own.compressor.model)
     if cell.method in POST_TRAINING:
         return post_training(own, cell.arch, POST_TRAINING[cell.method], cell.width)
-    return trained(cell.arch, cell.method, cell.width)
+    return trained(own, cell.arch, cell.method, cell.width)
 
 
 def _must(holds: bool, otherwise: str) -> None:

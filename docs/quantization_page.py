@@ -124,6 +124,8 @@ TRAINED = {
     "pact": Training("`PACTQuantizer`", "pact_w4a8"),
     "wrpn": Training("`WRPNQuantizer`", "wrpn_w4a8"),
 }
+NOT_IN_INTEGERS_AT_8_BITS = ("dorefa", "pact")
+"""Their weights have no zero: in whole numbers those of 8 bits need 9."""
 FEW_BITS = {
     "binary_w1a32": "`BinaryQuantizer`, weights of 1 bit",
     "ternary_w2a32": "`TernaryQuantizer`, weights of 2 bits",
@@ -221,11 +223,13 @@ After training: asymmetric activations, symmetric weights with a scale for each 
 otherwise; the first and the last layer at 8 bits at least. Ranges, roundings and biases come from 1,024
 training images, searches measure the loss on 1,024 others; the test images choose nothing.
 
-Trained: six epochs as in the schedules under `schedules/quantization/quant_aware_train`, with the widths
-exchanged; the first and the last layer in floating point, or at 8 bits where the schedule says so.
+Trained: as the schedules under `schedules/quantization/quant_aware_train` do, with the widths exchanged; the
+first and the last layer in floating point, or at 8 bits where the schedule says so.
 
 *In integers* is the QDQ ONNX file of the same network: how many of the 10,000 decisions of onnxruntime are
-those of the simulation, and the size of the file against that of the float32 network.
+those of the simulation, and the size of the file against that of the float32 network. The simulation of a
+trained network has its biases as whole numbers and sums on 8-bit grids, which training knows nothing of; *as
+trained* says how many decisions are those of the network as it was trained.
 """
 _HEAD = f"| method | {' | '.join(WIDTHS)} |\n|---|{'---|' * len(WIDTHS)}"
 
@@ -236,21 +240,28 @@ def _row(results: Mapping[str, Any], arch: str, method: str, title: str) -> str:
 
 def _integer_table(results: Mapping[str, Any], arch: str) -> str:
     rows = [
-        f"| {POST_TRAINING[method].title} | {width} | {cell['agreeing']:,} of {cell['n']:,} "
-        f"| {cell['integer_correct']:,} | {cell['integer_bytes']:,} of {cell['float_bytes']:,} "
+        f"| {title} | {width} | {cell['agreeing']:,} of {cell['n']:,} "
+        f"| {_count(cell.get('agreeing_as_trained'))} | {cell['integer_correct']:,} "
+        f"| {cell['integer_bytes']:,} of {cell['float_bytes']:,} "
         f"({cell['integer_bytes'] / cell['float_bytes']:.3f}) |"
-        for method, width, cell in _integer_cells(results, arch)
+        for title, width, cell in _integer_cells(results, arch)
     ]
-    head = "| in integers | width | same decisions | correct | bytes |\n|---|---|--:|--:|--:|"
+    head = (
+        "| in integers | width | same decisions | as trained | correct | bytes |\n|---|---|--:|--:|--:|--:|"
+    )
     return "\n".join([head, *rows]) + "\n"
 
 
+def _count(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
 def _integer_cells(results: Mapping[str, Any], arch: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    for method in POST_TRAINING:
+    for method, kind in {**POST_TRAINING, **TRAINED}.items():
         for width in WIDTHS:
             cell = results.get(cell_name(arch, method, width))
             if cell and "agreeing" in cell:
-                yield method, width, cell
+                yield kind.title, width, cell
 
 
 def _integer_bars(results: Mapping[str, Any], arch: str, network: Network) -> list[Bar]:
