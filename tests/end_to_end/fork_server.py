@@ -64,7 +64,11 @@ def preload() -> None:
 
 def become(request: dict) -> None:
     """Turn this process into a run of the program; does not return."""
+    import torch
+
     status = 1
+    # PyTorch makes its pool of threads anew in a forked process; two threads that need one at once would abort.
+    torch.set_num_threads(1)
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for name, descriptor in (("stdout", 1), ("stderr", 2)):
