@@ -182,7 +182,7 @@ def trained(dense: Dense, arch: str, method: str, width: str) -> dict[str, Any]:
     own = f"{method}_{width.lower()}"
     results = RESULTS.parent / f"{arch}_fashion_mnist" / f"{own}.json"
     if own == TRAINED[method].schedule:
-        if latest_checkpoint(results) is None:
+        if latest_checkpoint(results) is None or not results.exists():
             _must(not measure([schedule], shipped(), again=True), f"{own}: the training failed")
         card = json.loads(results.read_text(encoding="utf-8"))
     else:
