@@ -65,10 +65,11 @@ def _add_sources(group: Any) -> None:
         "and exit (default source of ranges: 0.05)")  # fmt: skip
     sources.add_argument("--qe-config-file", type=path, metavar="YAML",
         help="settings and steps (its section post_training_steps) from a file; the flags of settings are "
-        "ignored then")  # fmt: skip
+        "ignored then. Without model_activation_stats in it: with steps, statistics are collected; else as "
+        "--qe-dynamic")  # fmt: skip
     group.add_argument("--qe-one-pass", action="store_true",
-        help="collect statistics in one pass over the images, not in two: all exact but b, which is within "
-        "1 %%")  # fmt: skip
+        help="collect statistics in one pass over the images, not in two: ranges, means and std are the same "
+        "up to rounding, b is within 1 %%")  # fmt: skip
     group.add_argument("--activation-histograms", "--act-hist", type=fraction(above=0), metavar="P",
         help="collect histograms of activations on this share of the training set, between the ranges of "
         "--qe-stats-file, with pictures, and exit")  # fmt: skip
@@ -85,7 +86,7 @@ def _add_steps(group: Any) -> None:
         help="with --qe-equalize: high biases go into the next layer")  # fmt: skip
     budgets = group.add_mutually_exclusive_group()
     budgets.add_argument("--qe-mixed-precision", type=fraction(2, up_to=16), metavar="AVERAGE_BITS",
-        help="a width of weights for each layer, by measured sensitivity, of so many bits on "
+        help="2, 3, 4, 6 or 8 bits for each layer's weight, by measured sensitivity, no more than so many on "
         "average")  # fmt: skip
     budgets.add_argument("--qe-mixed-precision-bytes", type=fraction(above=0, up_to=LARGEST), metavar="N",
         help="likewise, with all weights in so many bytes")  # fmt: skip
@@ -129,7 +130,8 @@ def _add_lapq(group: Any) -> None:
         help="how a norm's range is found: a method of scipy.optimize.minimize, or quadratic, which chooses "
         "the norm as well (default: exhaustively, channel by channel)")  # fmt: skip
     group.add_argument("--lapq-search-clipping", action="store_true",
-        help="search the ends of ranges, not the scales: needed by asymmetric modes")  # fmt: skip
+        help="search the ends of ranges (of asymmetric ones both), not the scales, beside which zero points "
+        "stay")  # fmt: skip
 
 
 def _add_results(group: Any) -> None:

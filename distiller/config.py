@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from distiller.component_kinds import KINDS
 from distiller.errors import Fault, QuantizationError, ScheduleError, require
-from distiller.quantization.data_steps import DataSteps
+from distiller.quantization.data_steps import BUDGETS, DataSteps
 from distiller.quantization.with_data import check_steps
 from distiller.schedule_reader import ScheduleReader
 from distiller.schedule_shape import STEPS, shape_faults
@@ -152,24 +152,47 @@ def post_training_steps(filename: str | Path) -> DataSteps:
     faults = [*shape_faults(document, needs_policies=False), *step_faults(document)]
     if faults:
         raise ScheduleError(document.file, faults)
+    if STEPS in document.data and not document.data[STEPS]:
+        _LOG.warning("%s:%d  '%s' is empty: no step is done", document.file, document.line((STEPS,)), STEPS)
     return DataSteps.from_plain(document.data.get(STEPS))
 
 
 def step_faults(document: Document) -> list[Fault]:
-    """What is wrong with the steps of quantization after training in a file: a fault for each step."""
-    section = document.data.get(STEPS) if isinstance(document.data, dict) else None
-    steps = section.items() if isinstance(section, Mapping) else [(None, section)]
-    faults = []
-    for step, settings in steps:
-        root = (STEPS,) if step is None else (STEPS, step)
-        try:
-            check_steps(DataSteps.from_plain(section if step is None else {step: settings}, STEPS))
-        except QuantizationError as error:
-            text = str(error)
-            for prefix in (f"{STEPS}.{step}: ", f"{STEPS}: ", f"{step}: "):
-                text = text.removeprefix(prefix)
-            text = re.sub(
-                r"^(?:AdaRoundSettings|\w+_search): ", "", text
-            )  # whose setting it is, the path says
-            faults.append(document.fault(document.find_mentioned(root, text), text))
-    return faults
+    """What is wrong with the steps of quantization after training in a file: a fault for each setting."""
+    if not isinstance(document.data, dict) or STEPS not in document.data:
+        return []
+    section = document.data[STEPS]
+    if section is None or section == {}:
+        return []
+    if not isinstance(section, Mapping):
+        return _faults_of(document, None, section)
+    faults = [fault for step, settings in section.items() for fault in _step_faults(document, step, settings)]
+    return faults or _faults_of(document, None, section)
+
+
+def _step_faults(document: Document, step: Any, settings: Any) -> list[Fault]:
+    """What is wrong with each setting of a step by itself, and with all of them together."""
+    faults: list[Fault] = []
+    if isinstance(settings, Mapping):
+        # A setting beside a budget is looked at with the budget that goes with every other.
+        whole = {"bit_operations": 1} if step == "mixed_precision" else {}
+        for key, value in settings.items():
+            given = {**({} if key in BUDGETS else whole), key: value}
+            faults += _faults_of(document, step, given, (key,))
+    known = {fault.text for fault in faults}
+    return [*faults, *(fault for fault in _faults_of(document, step, settings) if fault.text not in known)]
+
+
+def _faults_of(document: Document, step: Any, settings: Any, within: tuple[Any, ...] = ()) -> list[Fault]:
+    """The first thing that is wrong with a step's settings, or, where no step is given, with all steps."""
+    root = (STEPS,) if step is None else (STEPS, step)
+    try:
+        check_steps(DataSteps.from_plain(settings if step is None else {step: settings}, STEPS))
+    except QuantizationError as error:
+        text = str(error)
+        for prefix in (f"{STEPS}.{step}: ", f"{STEPS}: ", f"{step}: "):
+            text = text.removeprefix(prefix)
+        text = re.sub(r"^(?:AdaRoundSettings|\w+_search): ", "", text)  # whose setting it is, the path says
+        path = document.find_mentioned(root, text)
+        return [document.fault((*root, *within) if path == root else path, text)]
+    return []

@@ -10,6 +10,8 @@ import copy
 import importlib.metadata
 import json
 import logging
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,16 +25,23 @@ from distiller.apputils.onnx_path import path_outside
 from distiller.apputils.statistics_job import calibration_batches
 from distiller.apputils.structure import restore_structure
 from distiller.atomic_file import write_whole
-from distiller.errors import UsageError
+from distiller.config import config_component_from_file_by_class, post_training_steps
+from distiller.errors import QuantizationError, UsageError
 from distiller.export.integer_latency import IntegerLatency, integer_latency
 from distiller.export.integer_parity import IntegerParity, compare_integer
+from distiller.export.integer_view import MAX_BITS, is_trained
 from distiller.export.latency import Latency
 from distiller.export.onnx_export import onnx_bytes, reporting_failed_writes
-from distiller.export.qdq_export import int8_onnx
-from distiller.names import unwrap
+from distiller.export.pytorch_int8 import check_backend
+from distiller.export.qdq_export import check_integers, int8_onnx
+from distiller.names import named_modules, strip_wrappers, unwrap
 
 _LOG = logging.getLogger(__name__)
 FIGURES_FILE = "int8.json"
+_FEW_STEPS = 10
+"""An output of the file that is farther from the simulation, in steps of its grid, is warned of."""
+_WITH_WEIGHTS = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding)
+_SUMMING = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 class Scored(Protocol):
@@ -73,7 +82,7 @@ class Int8Figures:
         """What is told of it."""
         parity, latency = self.parity, self.latency
         largest = (
-            f"{parity.max_difference:.2e}" if parity.max_steps is None else f"{parity.max_steps:.0f} steps"
+            f"{parity.max_difference:.2e}" if parity.max_steps is None else _counted(round(parity.max_steps))
         )
         trained = self.trained
         told = [
@@ -98,6 +107,17 @@ class Int8Figures:
             f"PyTorch fp32 {_milliseconds(latency.torch_float)}",
             latency.verdict(),
         ]
+
+    def warning(self) -> str | None:
+        """What is told of outputs that are far from the simulation's; None if none is."""
+        steps = self.parity.max_steps
+        if steps is None or steps <= _FEW_STEPS:
+            return None
+        return (
+            f"an output of {self.path} is {steps:.0f} steps of its grid away from the simulation; up to "
+            f"{_FEW_STEPS} come of rounding, more may be onnxruntime computing an operation otherwise: see "
+            "whether it is the same without its graph optimizations (ORT_DISABLE_ALL)"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The figures as plain data."""
@@ -135,16 +155,29 @@ class Int8Figures:
 
 
 def check_export(compressor: ClassifierCompressor) -> None:
-    """See to it that `--export-int8`, where it is given, can be met.
+    """See to it that `--export-int8` and `--qe-convert-pytorch`, where they are given, can be met.
+
+    So that what cannot be made is told before statistics are collected and anything is tested.
 
     Raises:
         UsageError: the model will not be quantized, or the file cannot be where it is to be.
+        QuantizationError: the model is, or will be, quantized in a way that runtimes do not compute; this
+            PyTorch has not the backend.
     """
     args = compressor.args
+    if args.qe_convert_pytorch:
+        check_backend(args.qe_pytorch_backend)
     if not args.export_int8:
         return
-    path_outside("--export-int8", args.export_int8)
-    if not args.quantize_eval and not compressor.is_quantized:
+    path = path_outside("--export-int8", args.export_int8)
+    if path is not None:
+        _check_writable(path)
+    if args.quantize_eval:
+        _check_settings(compressor)
+    elif compressor.is_quantized:
+        model = copy.deepcopy(unwrap(compressor.model)).cpu().eval()
+        check_integers(model, torch.zeros(2, *compressor.input_shape))
+    else:
         raise UsageError(
             "--export-int8: the checkpoint is of a model in floating point; quantize it with --evaluate "
             "--quantize-eval, or write it as it is with --export-onnx"
@@ -189,7 +222,12 @@ def export_int8(
     if found.added_grids:
         _LOG.info("8-bit grids, by the calibration images, for: %s", ", ".join(found.added_grids))
     latency = integer_latency(
-        float_model, in_float, found.content, compressor.input_shape, threads=torch.get_num_threads()
+        float_model,
+        in_float,
+        found.content,
+        compressor.input_shape,
+        threads=torch.get_num_threads(),
+        can_get_grids=is_trained(model) and not found.added_grids,
     )
     folder = compressor.run.require_folder()
     path = path_outside("--export-int8", given) or folder / given
@@ -202,7 +240,68 @@ def export_int8(
     _LOG.info("Saved integer model to: %s", path)
     for line in figures.lines():
         _LOG.info("%s", line)
+    if (warning := figures.warning()) is not None:
+        _LOG.warning("%s", warning)
     return figures
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse a path that nothing can be written to: a device or a pipe, a folder that is not the user's."""
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise UsageError(f"--export-int8 {path}: is no ordinary file; give the name of one, or of a new one")
+    with reporting_failed_writes(target), tempfile.TemporaryFile(dir=target.parent):
+        pass
+
+
+def _check_settings(compressor: ClassifierCompressor) -> None:
+    """Refuse settings of the quantization to come that leave no integer model, as far as they tell."""
+    args = compressor.args
+    modules = named_modules(unwrap(compressor.model))
+    layers: dict[str, Any] = {name: m for name, m in modules if isinstance(m, _WITH_WEIGHTS)}
+    quantizer: Any = None
+    if args.qe_config_file:
+        quantizer = config_component_from_file_by_class(
+            compressor.model, args.qe_config_file, "PostTrainLinearQuantizer"
+        )
+        found, bits_accum = quantizer.module_qbits_map, quantizer.bits_accum
+        source, weights_by, accum_by = f"{args.qe_config_file}: ", "bits_weights", "bits_accum"
+        bits = {name: (of.acts or 0, of.wts or 0) for name, of in found.items()}
+    else:
+        source, weights_by, accum_by = "", "--qe-bits-wts", "--qe-bits-accum"
+        bits_accum = args.qe_bits_accum
+        left_out = {strip_wrappers(name) for name in args.qe_no_quant_layers}
+        bits = {name: (args.qe_bits_acts, args.qe_bits_wts) for name in layers if name not in left_out}
+    for name, widths in bits.items():
+        if max(widths) > MAX_BITS:
+            raise QuantizationError(
+                f"--export-int8: {source}'{name}' has {max(widths)} bits, an integer model has at most "
+                f"{MAX_BITS}; give it fewer"
+            )
+    if not any(weights for _, weights in bits.values()):
+        raise QuantizationError(
+            f"--export-int8: {source}no weight would be quantized, so that all layers would be computed in "
+            f"floating point; give weights 2 to {MAX_BITS} bits ({weights_by}), or write the model as it is "
+            "with --export-onnx"
+        )
+    for name, (activations, weights) in bits.items():
+        layer = layers.get(name)
+        if not activations or not weights or not isinstance(layer, _SUMMING):
+            continue
+        # At least: asymmetric grids have larger integers, and there is a bias.
+        largest = layer.weight[0].numel() * (2 ** (activations - 1) - 1) * (2 ** (weights - 1) - 1)
+        if largest.bit_length() + 1 > bits_accum:
+            raise QuantizationError(
+                f"--export-int8: {source}accumulators of {bits_accum} bits ({accum_by}) can saturate in "
+                f"'{name}', those of runtimes have 32; set {accum_by} to 32"
+            )
+    if quantizer is not None and any(activations for activations, _ in bits.values()):
+        has_steps = bool(post_training_steps(args.qe_config_file).names)  # they collect statistics
+        if quantizer.model_activation_stats is None and not has_steps:
+            raise QuantizationError(
+                f"--export-int8: {source}without model_activation_stats ranges are dynamic, those of each "
+                "batch; an integer model needs fixed scales: give statistics there, or bits_activations: 0"
+            )
 
 
 def _plain_parity(parity: IntegerParity) -> dict[str, Any]:
@@ -213,6 +312,10 @@ def _plain_parity(parity: IntegerParity) -> dict[str, Any]:
         "max_difference": parity.max_difference,
         "max_steps": parity.max_steps,
     }
+
+
+def _counted(steps: int) -> str:
+    return f"{steps} step" if steps == 1 else f"{steps} steps"
 
 
 def _share(k: int, n: int) -> str:

@@ -14,9 +14,10 @@ from typing import Any
 
 from distiller.errors import QuantizationError, UsageError
 from distiller.quantization.data_steps import DataSteps
+from distiller.quantization.rounding_state import read_rounding
 from distiller.quantization.search.lapq_settings import WHERE, LapqSettings
-from distiller.quantization.search.search_log import SearchLog
-from distiller.quantization.with_data import STATE_FILES
+from distiller.quantization.search.search_log import SearchLog, check_search_log
+from distiller.quantization.with_data import ROUNDING_STATE, STATE_FILES
 
 RECORD = "quantization_steps.jsonl"
 """In the run folder: says which steps, of which model and data, the states beside it are of."""
@@ -33,6 +34,12 @@ FLAGS = {
 RESUMABLE = ("mixed_precision", "clip_search", "lapq", "adaround")
 SEARCHES = ("mixed_precision", "clip_search", "lapq")
 """The steps that measure the loss."""
+BUDGET_FLAGS = {
+    "average_bits": "--qe-mixed-precision",
+    "weight_bytes": "--qe-mixed-precision-bytes",
+    "bit_operations": "--qe-mixed-precision-bitops",
+}
+"""The flag of each unit of a budget."""
 _LIMITS = ("maxiter", "maxfev", "basinhopping_niter")
 
 
@@ -45,11 +52,7 @@ def steps_of_flags(args: Namespace) -> DataSteps:
     Raises:
         QuantizationError: a setting is wrong; names its flag.
     """
-    budgets = {
-        "average_bits": args.qe_mixed_precision,
-        "weight_bytes": args.qe_mixed_precision_bytes,
-        "bit_operations": args.qe_mixed_precision_bitops,
-    }
+    budgets = {unit: getattr(args, flag[2:].replace("-", "_")) for unit, flag in BUDGET_FLAGS.items()}
     budget = {name: value for name, value in budgets.items() if value is not None}
     plain: dict[str, Any] = {
         "clip_search": args.qe_clip_search,
@@ -90,6 +93,16 @@ def _lapq(args: Namespace) -> dict[str, Any]:
     return settings
 
 
+def told_of_flags(error: QuantizationError) -> QuantizationError:
+    """What is wrong with a budget of mixed precision, told of its flag; any other error as it is."""
+    step, _, text = str(error).partition(": ")
+    unit, _, rest = text.partition(": ")
+    if step != "mixed_precision" or unit not in BUDGET_FLAGS:
+        return error
+    rest = rest.removesuffix(", or smaller widths to choose from (weight_widths, activation_widths)")
+    return QuantizationError(f"{BUDGET_FLAGS[unit]}: {rest}")
+
+
 def steps_identity(steps: DataSteps, **others: Any) -> dict[str, Any]:
     """What gives the states of steps their meaning, as plain data; limits of a search may be others later.
 
@@ -104,11 +117,12 @@ def steps_identity(steps: DataSteps, **others: Any) -> dict[str, Any]:
 
 
 def check_resumable(folder: str | Path, identity: Mapping[str, Any]) -> None:
-    """See to it that a folder holds states of the same steps, of the same model and data.
+    """See to it that a folder holds states of the same steps, of the same model and data, all undamaged.
 
     Raises:
         UsageError: it holds none.
-        QuantizationError: they are of others; names the first thing that differs.
+        QuantizationError: they are of others: names the first thing that differs; or a state cannot be read:
+            names the file.
     """
     path = Path(folder) / RECORD
     if not path.is_file():
@@ -117,6 +131,10 @@ def check_resumable(folder: str | Path, identity: Mapping[str, Any]) -> None:
             "interrupted quantization with a search or AdaRound, or leave the flag out"
         )
     SearchLog(path, "quantization steps", identity)
+    for name in STATE_FILES:
+        state = Path(folder) / name
+        if state.is_file():
+            (read_rounding if name == ROUNDING_STATE else check_search_log)(state)
 
 
 def begin_record(folder: Path, identity: Mapping[str, Any], resumed: str | Path | None) -> None:

@@ -29,6 +29,7 @@ from distiller.apputils.quantization_steps import (
     check_resumable,
     steps_identity,
     steps_of_flags,
+    told_of_flags,
 )
 from distiller.apputils.results_card import ResultsCard, build_card
 from distiller.apputils.sampling import fingerprint
@@ -51,7 +52,7 @@ from distiller.quantization.data_steps import DataSteps
 from distiller.quantization.functional_operations import is_converted
 from distiller.quantization.ptq_settings import parse_multiplier_bits
 from distiller.quantization.refinement import float_twin
-from distiller.quantization.search.copies import identity_of
+from distiller.quantization.search.copies import identity_of, lacks_statistics
 from distiller.quantization.with_data import QuantizedWithData, quantize_with_data
 from distiller.schedule_shape import STEPS
 from distiller.schedule_yaml import read_document
@@ -132,15 +133,24 @@ class _Quantization:
         self.portion = calibration_share(compressor)
         self.dummy_input = get_dummy_input(device=compressor.device, input_shape=(1, *compressor.input_shape))
         self.collector: StatsCollector | None = None
+        self.collects = False
 
     def run(self) -> tuple[PostTrainLinearQuantizer, nn.Module | None]:
         """The prepared quantizer; and what its model was in floating point, where that is kept."""
+        args, model = self.args, self.compressor.model
         steps = self._steps()
-        quantizer = self._quantizer(collects_now=steps.cross_layer_equalization is None)
+        if args.qe_config_file:
+            quantizer = _quantizer_of_file(model, args.qe_config_file)
+            self._check_ranges_of_file(quantizer, steps)
+        else:
+            quantizer = self._quantizer()
+        folder = self._begun(quantizer, steps)
+        if self.collects and (not steps.names or args.qe_scale_approx_bits is not None):
+            quantizer = _quantizer_of_flags(model, _with(args, qe_stats_file=self._collect(model)))
         if steps.names:
-            result = self._with_data(quantizer, steps)
+            result = self._with_data(quantizer, steps, folder)
             return result.quantizer, result.float_model
-        twin = copy.deepcopy(unwrap(self.compressor.model)) if self.args.qe_report else None
+        twin = copy.deepcopy(unwrap(model)) if args.qe_report else None
         quantizer.prepare_model(self.dummy_input)
         if twin is None:
             return quantizer, None
@@ -170,15 +180,40 @@ class _Quantization:
             raise UsageError(f"{needless[0]}: {args.qe_config_file} has no search; leave the flag out")
         return steps
 
-    def _quantizer(self, collects_now: bool) -> PostTrainLinearQuantizer:
-        """The quantizer that the flags ask for, not prepared; nothing is written.
+    def _check_ranges_of_file(self, quantizer: PostTrainLinearQuantizer, steps: DataSteps) -> None:
+        """Tell where the ranges of a file without statistics come from; refuse flags that need others."""
+        args, where = self.args, f"--qe-config-file {self.args.qe_config_file}"
+        lacks = lacks_statistics(quantizer) and quantizer.settings()["fpq_module"] is None
+        self.collects = lacks and bool(steps.names)
+        if args.qe_one_pass and not self.collects:
+            raise UsageError(f"--qe-one-pass: without effect, with {where} no statistics are collected")
+        remedy = (
+            "collect statistics with --qe-calibration, and give their file there, as model_activation_stats"
+        )
+        if self.collects:
+            _LOG.info(
+                "%s: has no model_activation_stats, and steps need fixed ranges: calibrating on %.0f %% of "
+                "the training set",
+                where,
+                100 * self.portion,
+            )
+        elif lacks:
+            for name in ("qe_report", "qe_convert_pytorch"):
+                if getattr(args, name):
+                    raise UsageError(
+                        f"--{name.replace('_', '-')}: needs fixed ranges, {args.qe_config_file} takes those "
+                        f"of each batch; {remedy}"
+                    )
+            _LOG.warning(
+                "%s: has no model_activation_stats: ranges of activations are those of each batch, as with "
+                "--qe-dynamic; for fixed ranges %s",
+                where,
+                remedy,
+            )
 
-        Args:
-            collects_now: whether it gets its statistics here, where it needs some and has none.
-        """
+    def _quantizer(self) -> PostTrainLinearQuantizer:
+        """The quantizer that the flags ask for, not prepared, without statistics that are to be collected."""
         args, model = self.args, self.compressor.model
-        if args.qe_config_file:
-            return _quantizer_of_file(model, args.qe_config_file)
         is_weights_only = args.qe_bits_acts == 0 and args.qe_calibration is None
         if args.qe_stats_file or args.qe_dynamic or is_weights_only or args.qe_fpq is not None:
             return _quantizer_of_flags(model, args)
@@ -191,34 +226,53 @@ class _Quantization:
                 "no source of activation ranges given: calibrating on %.0f %% of the training set",
                 100 * self.portion,
             )
-        if not collects_now:
-            return without
-        return _quantizer_of_flags(model, _with(args, qe_stats_file=self._collect(model)))
+        self.collects = True
+        return without
+
+    def _begun(self, quantizer: PostTrainLinearQuantizer, steps: DataSteps) -> Path | None:
+        """The folder of the states of steps; what is wrong with folders is told before what takes long."""
+        args, compressor = self.args, self.compressor
+        if not set(steps.names) & set(RESUMABLE):
+            if self.collects:
+                compressor.run.require_folder()
+            return None
+        identity = steps_identity(
+            steps,
+            data=self._data_identity(),
+            one_pass=args.qe_one_pass,
+            scale_approx_bits=args.qe_scale_approx_bits,
+            **identity_of(quantizer),
+        )
+        if args.qe_resume:
+            check_resumable(args.qe_resume, identity)
+        folder = compressor.run.require_folder()
+        begin_record(folder, identity, args.qe_resume)
+        return folder
 
     def _collect(self, model: nn.Module) -> dict[str, Any]:
         self.collector = collected(self.compressor, model, self.portion)
         return self.collector.value()
 
-    def _with_data(self, quantizer: PostTrainLinearQuantizer, steps: DataSteps) -> QuantizedWithData:
-        args, compressor = self.args, self.compressor
-        identity = steps_identity(steps, data=self._data_identity(), **identity_of(quantizer))
-        if args.qe_resume:
-            check_resumable(args.qe_resume, identity)
-        folder = None
-        if set(steps.names) & set(RESUMABLE):
-            folder = compressor.run.require_folder()
-            begin_record(folder, identity, args.qe_resume)
+    def _with_data(
+        self, quantizer: PostTrainLinearQuantizer, steps: DataSteps, folder: Path | None
+    ) -> QuantizedWithData:
         _LOG.info("--- quantization: %s ---------------------", ", ".join(steps.names))
-        return quantize_with_data(
-            quantizer,
-            steps,
-            self.dummy_input,
-            calibration_batches(compressor),
-            self._loss(),
-            folder=folder,
-            progress=_LOG.info,
-            collect=self._collect,
-        )
+        try:
+            return quantize_with_data(
+                quantizer,
+                steps,
+                self.dummy_input,
+                calibration_batches(self.compressor),
+                self._loss(),
+                folder=folder,
+                progress=_LOG.info,
+                collect=self._collect,
+            )
+        except QuantizationError as error:
+            told = error if self.args.qe_config_file else told_of_flags(error)
+            if told is error:
+                raise
+            raise told from error
 
     def _data_identity(self) -> dict[str, Any]:
         data, search = self.compressor.data, self.args.qe_search_size or DEFAULT_SEARCH

@@ -30,8 +30,10 @@ StatsCollector = QuantCalibrationStatsCollector | OnePassQuantStatsCollector
 def collect_statistics(compressor: ClassifierCompressor) -> None:
     """Collect activation statistics on a share of the training set into `acts_quantization_stats.yaml`."""
     name_operations(compressor)
+    _ = compressor.data  # what is wrong with data and folder is told before anything takes long
+    folder = compressor.run.require_folder()
     collector = collected(compressor, compressor.model, compressor.args.qe_calibration)
-    path = collector.save(compressor.run.require_folder() / STATS_FILE)
+    path = collector.save(folder / STATS_FILE)
     _LOG.info("Saved activation statistics to: %s", path)
 
 

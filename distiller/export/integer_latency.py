@@ -36,6 +36,10 @@ _MOVING = frozenset(
 )
 _ALSO_MOVING = frozenset(["Squeeze", "Transpose", "Unsqueeze", "ReorderInput", "ReorderOutput"])
 _LAYERS = ("QLinearConv", "QGemm", "QLinearMatMul")
+_FROM_BATCHES = (
+    "; a trained model's tensors get one from batches that its export is given, and quantize_activations "
+    "where training quantized only weights"
+)
 _WEIGHT, _WEIGHT_ZERO_POINT = 3, 5  # among their inputs
 
 
@@ -66,6 +70,7 @@ class IntegerLatency:
         torch_float: PyTorch, in floating point.
         cpu: the processor.
         graph: what onnxruntime made of the integer model.
+        can_get_grids: whether its tensors without a grid would get one from batches given to its export.
     """
 
     float_onnx: Latency
@@ -73,6 +78,7 @@ class IntegerLatency:
     torch_float: Latency
     cpu: CpuFacts
     graph: OptimizedGraph
+    can_get_grids: bool = False
 
     @property
     def speedup(self) -> float:
@@ -91,8 +97,8 @@ class IntegerLatency:
         if graph.in_float:
             nodes = ", ".join(f"{count} {kind}" for kind, count in sorted(graph.in_float.items()))
             found.append(
-                f"onnxruntime computes in floating point: {nodes} (what they read or make is on no grid; a "
-                "trained model's tensors get one from batches that its export is given)"
+                f"onnxruntime computes in floating point: {nodes} (it has no kernel of integers for them, or "
+                f"what they read or make is on no grid{_FROM_BATCHES if self.can_get_grids else ''})"
             )
         conversions = sum(graph.kernels.get(kind, 0) for kind in _CONVERSIONS)
         if conversions > 2:
@@ -130,6 +136,7 @@ def integer_latency(
     batch_size: int = 1,
     *,
     threads: int = 1,
+    can_get_grids: bool = False,
     warmup: int = 2,
     min_time: float = 0.5,
     max_repeats: int = 1000,
@@ -143,6 +150,8 @@ def integer_latency(
         input_shape: of one image, without the batch: (channels, height, width).
         batch_size: images in a pass.
         threads: that each of the three uses within an operation; torch's own setting is put back.
+        can_get_grids: of a trained model that was exported without batches, or with weights alone quantized
+            and without `quantize_activations`: this is named where tensors are on no grid.
         warmup: as in `measure_latencies`, and so are the arguments below.
         min_time: seconds for each form.
         max_repeats: passes of each form at most.
@@ -160,7 +169,8 @@ def integer_latency(
             min_time=min_time,
             max_repeats=max_repeats,
         )
-    return IntegerLatency(float_time, int8_time, torch_time, cpu_facts(), optimized_graph(int8_onnx))
+    graph = optimized_graph(int8_onnx)
+    return IntegerLatency(float_time, int8_time, torch_time, cpu_facts(), graph, can_get_grids)
 
 
 def optimized_graph(source: str | Path | bytes) -> OptimizedGraph:

@@ -37,6 +37,7 @@ from distiller.quantization.quantizer import leaf_modules
 
 __all__ = [
     "PyTorchInt8Model",
+    "check_backend",
     "convert_distiller_ptq_model_to_pytorch",
     "distiller_qparams_to_pytorch",
     "distiller_quantized_tensor_to_pytorch",
@@ -92,7 +93,7 @@ def convert_distiller_ptq_model_to_pytorch(
             quantized in another way, or it does something that PyTorch cannot do with quantized tensors.
     """
     model = unwrap(model)
-    _check_backend(backend)
+    check_backend(backend)
     copied = copy.deepcopy(model).cpu()
     wrappers = {m: n for n, m in named_modules(copied) if isinstance(m, RangeLinearQuantWrapper)}
     if not wrappers:
@@ -128,6 +129,31 @@ def convert_distiller_ptq_model_to_pytorch(
                 f"distiller.modules, {_INSTEAD}"
             ) from error
     return result
+
+
+def check_backend(backend: str) -> None:
+    """See to it that this PyTorch has quantized modules, and the backend.
+
+    Args:
+        backend: as in `convert_distiller_ptq_model_to_pytorch`.
+
+    Raises:
+        QuantizationError: it has not.
+    """
+    try:
+        for package in _PACKAGES:
+            import_module(package)
+    except ImportError as error:
+        raise QuantizationError(
+            f"--qe-convert-pytorch: PyTorch {torch.__version__} has no quantized modules any more "
+            f"({first_line(error)}); take one that has, {_INSTEAD}"
+        ) from error
+    known = [engine for engine in torch.backends.quantized.supported_engines if engine != "none"]
+    if backend not in known:
+        raise QuantizationError(
+            f"--qe-convert-pytorch: PyTorch {torch.__version__} has no quantized backend '{backend}' here, "
+            f"it has {', '.join(known) or 'none'}; give one of them, {_INSTEAD}"
+        )
 
 
 class _Grid(NamedTuple):
@@ -287,23 +313,6 @@ def _on(x: Tensor, grid: _Grid) -> Tensor:
 
 def _in_reals(x: Tensor) -> Tensor:
     return x.dequantize() if x.is_quantized else x
-
-
-def _check_backend(backend: str) -> None:
-    try:
-        for package in _PACKAGES:
-            import_module(package)
-    except ImportError as error:
-        raise QuantizationError(
-            f"--qe-convert-pytorch: PyTorch {torch.__version__} has no quantized modules any more "
-            f"({first_line(error)}); take one that has, {_INSTEAD}"
-        ) from error
-    known = [engine for engine in torch.backends.quantized.supported_engines if engine != "none"]
-    if backend not in known:
-        raise QuantizationError(
-            f"--qe-convert-pytorch: PyTorch {torch.__version__} has no quantized backend '{backend}' here, "
-            f"it has {', '.join(known) or 'none'}; give one of them, {_INSTEAD}"
-        )
 
 
 @contextmanager

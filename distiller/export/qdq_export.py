@@ -88,8 +88,8 @@ def export_int8_onnx(
         `path`.
 
     Raises:
-        QuantizationError: the model is not quantized, or in a way that runtimes do not compute: more than
-            8 bits, dynamic ranges, approximated scales, accumulators that saturate early.
+        QuantizationError: no weight of the model is quantized, or it is in a way that runtimes do not
+            compute: more than 8 bits, dynamic ranges, approximated scales, accumulators that saturate early.
         GraphTraceError: `torch.export` cannot trace the model, or not for any batch size.
         UsageError: the file cannot be written, the names do not fit, or there are no batches in `batches`.
         DistillerError: an operation has no counterpart in ONNX, or the weights are above 2 GB.
@@ -155,3 +155,16 @@ def int8_onnx(
             with torch.no_grad():
                 parameter.copy_(torch.from_numpy(bias))
     return Int8Onnx(proto.SerializeToString(), model if simulation is None else simulation, added)
+
+
+def check_integers(model: nn.Module, dummy_input: Any) -> None:
+    """See to it that a quantized model has integers, which `int8_onnx` can write; the model stays as it was.
+
+    Args:
+        model: as in `export_int8_onnx`, and so is `dummy_input`.
+
+    Raises:
+        QuantizationError: it has none, as `export_int8_onnx` tells.
+        GraphTraceError: it cannot be traced.
+    """
+    with_marks(integer_view(unwrap(model), dummy_input))

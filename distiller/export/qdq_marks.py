@@ -31,6 +31,7 @@ from distiller.quantization.ptq_wrapper import RangeLinearQuantWrapper
 DOMAIN = "distiller"
 GRID, WEIGHT = "Grid", "Weight"
 INDEX = "index"
+_WITH_WEIGHTS = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding)
 
 
 @dataclass(slots=True)
@@ -53,7 +54,7 @@ def with_marks(view: IntegerView) -> tuple[nn.Module, Marks]:
         view: of a quantized model; its copy is changed.
 
     Raises:
-        QuantizationError: nothing in it is quantized, or not as integers of 8 bits can be.
+        QuantizationError: none of its weights is quantized, or not as integers of 8 bits can be.
     """
     marks = Marks([], list(view.layers.values()))
     names = {module: name for name, module in named_modules(view.model)}
@@ -69,6 +70,13 @@ def with_marks(view: IntegerView) -> tuple[nn.Module, Marks]:
         raise QuantizationError(
             f"{type(view.model).__name__}: nothing in it is quantized, so there are no integers to export; "
             "quantize it first, or write it in floating point (export_onnx, --export-onnx)"
+        )
+    layers = [name for module, name in names.items() if isinstance(module, _WITH_WEIGHTS)]
+    if layers and not marks.weights:
+        raise QuantizationError(
+            f"{type(view.model).__name__}: no weight in it is quantized, so runtimes would compute all of "
+            f"its {len(layers)} layers in floating point; give weights 2 to 8 bits (bits_weights, "
+            "--qe-bits-wts), or write it in floating point (export_onnx, --export-onnx)"
         )
     for index, layer in enumerate(view.layers):
         parametrize.register_parametrization(layer, "weight", _Mark(WEIGHT, index), unsafe=True)

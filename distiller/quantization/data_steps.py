@@ -19,7 +19,8 @@ _MIXED_PRECISION = (
     *("average_bits", "weight_bytes", "bit_operations"),
     *("weight_widths", "activation_widths", "metric"),
 )
-_BUDGETS = ("average_bits", "weight_bytes", "bit_operations")
+BUDGETS = ("average_bits", "weight_bytes", "bit_operations")
+"""The units of a budget of mixed precision."""
 _LAPQ = (
     *("method", "maxiter", "maxfev", "basinhopping", "basinhopping_niter"),
     *("init_mode", "init_method", "search_clipping", "minimizer_kwargs"),
@@ -39,8 +40,8 @@ class DataSteps:
     Attributes:
         cross_layer_equalization: ranges of layers that follow each other made alike, before statistics are
             collected: {replace_relu6, absorb_bias}.
-        mixed_precision: a width for each layer under a budget: one of average_bits, weight_bytes and
-            bit_operations; weight_widths, activation_widths, metric.
+        mixed_precision: a width for each layer under a budget: one of average_bits (of the weights that are
+            quantized), weight_bytes and bit_operations; weight_widths, activation_widths, metric.
         clip_search: the clip mode of each layer in turn: {clip_modes}.
         mse_weight_scales: scales of weights by least squared error; no settings.
         lapq: scales of all layers by the model's loss: the settings of `LapqSettings`.
@@ -78,10 +79,10 @@ class DataSteps:
                 raise QuantizationError(f"{where}: no step '{step}'{hint}")
         given = {step: _settings(step, value, where) for step, value in plain.items()}
         steps = cls(**given)
-        budgets = [key for key in _BUDGETS if key in (steps.mixed_precision or {})]
+        budgets = [key for key in BUDGETS if key in (steps.mixed_precision or {})]
         if steps.mixed_precision is not None and len(budgets) != 1:
             raise QuantizationError(
-                f"{where}.mixed_precision: needs one budget of {', '.join(_BUDGETS)}, "
+                f"{where}.mixed_precision: needs one budget of {', '.join(BUDGETS)}, "
                 f"got {' and '.join(budgets) or 'none'}"
             )
         return steps

@@ -18,12 +18,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from distiller.atomic_file import replacing
 from distiller.data_loggers.quant_stats import collect_quant_stats
 from distiller.errors import QuantizationError
 from distiller.functional_modules import to_modules
 from distiller.names import unwrap
-from distiller.quantization.data_steps import DataSteps, checked
+from distiller.quantization.data_steps import BUDGETS, DataSteps, checked
 from distiller.quantization.post_train import PostTrainLinearQuantizer
 from distiller.quantization.refinement import (
     AdaRoundReport,
@@ -36,19 +35,28 @@ from distiller.quantization.refinement import (
 )
 from distiller.quantization.refinement.capture import Batches, each_batch
 from distiller.quantization.refinement.structure import note_changes
+from distiller.quantization.rounding_state import resumed_rounding, rounding_identity, save_rounding
 from distiller.quantization.search.clip_search import CLIP_MODES, parse_modes, ptq_greedy_search
-from distiller.quantization.search.copies import EvalFn
+from distiller.quantization.search.copies import EvalFn, lacks_statistics
 from distiller.quantization.search.lapq import coordinate_search
 from distiller.quantization.search.lapq_settings import LapqSettings
 from distiller.quantization.search.mixed_precision import checked_widths, mixed_precision_search
 from distiller.quantization.search.search_log import SearchProgress
+from distiller.quantization.search.width_budget import WEIGHT_WIDTHS, reachable_budget
+from distiller.quantization.step_reports import (
+    clip_modes_told,
+    equalization_told,
+    progress_told,
+    width_told,
+    widths_told,
+)
 
 __all__ = ["STATE_FILES", "QuantizedWithData", "quantize_with_data"]
 
 _LOG = logging.getLogger(__name__)
 _WIDTHS_STATE, _CLIPS_STATE = "mixed_precision.jsonl", "clip_search.jsonl"
-_SCALES_STATE, _ROUNDING_STATE = "lapq.jsonl", "adaround.pt"
-STATE_FILES = (_WIDTHS_STATE, _CLIPS_STATE, _SCALES_STATE, _ROUNDING_STATE)
+_SCALES_STATE, ROUNDING_STATE = "lapq.jsonl", "adaround.pt"
+STATE_FILES = (_WIDTHS_STATE, _CLIPS_STATE, _SCALES_STATE, ROUNDING_STATE)
 """What a folder may hold after a kill: the states of searches and of learned rounding."""
 
 
@@ -93,13 +101,15 @@ def quantize_with_data(
         dummy_input: an input, or a tuple of them.
         batches: inputs of the model to calibrate on, the same in each pass.
         eval_fn: the model's loss on data, the same each time.
-        folder: keeps the states of searches and of learned rounding, to go on from after a kill; None: none.
+        folder: keeps the states of searches and of learned rounding, to go on from after a kill; made where
+            it is missing. None: none.
         progress: called with a line of text now and then.
         collect: `collect(model)` returns the activation statistics, where they are to be collected; default
             exact ones of `batches`, in two passes.
 
     Raises:
-        QuantizationError: the steps do not go together, a setting is wrong, or the quantizer is prepared.
+        QuantizationError: the steps do not go together, a setting is wrong, the quantizer is prepared, or the
+            folder cannot be made, or has states of another model, of other settings or of other data.
         DistillerError: as the steps.
     """
     if quantizer.is_prepared:
@@ -131,25 +141,21 @@ def check_steps(steps: DataSteps) -> None:
 
 
 def _check_mixed_precision(given: dict[str, Any]) -> None:
-    average = given.pop("average_bits", 8)
+    average = given.get("average_bits", 8)
     if isinstance(average, bool) or not isinstance(average, int | float) or not 2 <= average <= 16:
         raise QuantizationError(
             f"mixed_precision: average_bits: must be a number from 2 to 16, got {average!r}"
         )
-    budget, limit = _budget(given, 1.0)
-    widths = given.get("weight_widths", (4, 6, 8)), given.get("activation_widths", ())
+    units = [unit for unit in BUDGETS if unit in given]
+    if len(units) != 1:
+        raise QuantizationError(f"mixed_precision: needs one budget of {', '.join(BUDGETS)}, got {given!r}")
+    [unit] = units
+    budget, limit = ("weight_bytes", 1.0) if unit == "average_bits" else (unit, given[unit])
+    widths = given.get("weight_widths", WEIGHT_WIDTHS), given.get("activation_widths", ())
     try:
         checked_widths([limit], budget, *widths, given.get("metric", "loss"))
     except QuantizationError as error:
         raise QuantizationError(f"mixed_precision: {error}") from error
-
-
-def _budget(given: dict[str, Any], otherwise: float) -> tuple[str, float]:
-    """What is limited, and to what, taken out of the settings; bytes of weights where none is given."""
-    for name in ("weight_bytes", "bit_operations"):
-        if name in given:
-            return name, given.pop(name)
-    return "weight_bytes", otherwise
 
 
 class _Pipeline:
@@ -181,11 +187,14 @@ class _Pipeline:
         self.rounding = AdaRoundSettings(**(steps.adaround or {}))
         self.lapq = LapqSettings(**(steps.lapq or {}))
         has_stats = self.settings["model_activation_stats"] is not None
+        self.needs_stats = lacks_statistics(quantizer)
         if steps.cross_layer_equalization is not None and has_stats:
             raise QuantizationError(
                 "cross_layer_equalization: changes the ranges that model_activation_stats tell of; "
                 "leave the statistics out: they are collected once it is done"
             )
+        if self.folder is not None:
+            _make(self.folder)
 
     def run(self) -> QuantizedWithData:
         steps = self.steps
@@ -195,8 +204,12 @@ class _Pipeline:
             self.reports["cross_layer_equalization"] = equalize(
                 model, self.dummy_input, **steps.cross_layer_equalization
             )
-            self.tell(f"equalized {len(self.reports['cross_layer_equalization'].pairs)} pairs of layers")
-        if self.settings["model_activation_stats"] is None and self.settings["bits_activations"]:
+            given = (steps.cross_layer_equalization.get(name) for name in ("replace_relu6", "absorb_bias"))
+            for line in equalization_told(self.reports["cross_layer_equalization"], *map(bool, given)):
+                self.tell(line)
+        if steps.mixed_precision is not None:  # before statistics, which may take long
+            self._find_budget()
+        if self.needs_stats:
             self.stats = self.collect(model)
             self.settings["model_activation_stats"] = self.stats
         if steps.mixed_precision is not None:
@@ -241,24 +254,35 @@ class _Pipeline:
         self.reports["lapq"] = result
         return result.quantizer
 
-    def _choose_widths(self) -> None:
-        given = dict(self.steps.mixed_precision or {})
+    def _find_budget(self) -> None:
+        given = self.steps.mixed_precision or {}
+        [unit] = [unit for unit in BUDGETS if unit in given]
+        widths = given.get("weight_widths", WEIGHT_WIDTHS), given.get("activation_widths", ())
         quantizer = PostTrainLinearQuantizer(self.model, **self.settings)
-        average = given.pop("average_bits", None)
-        budget, limit = _budget(given, 0.0 if average is None else _bytes_at(quantizer, average))
+        try:
+            self.budget = reachable_budget(quantizer, self.dummy_input, unit, given[unit], *widths)
+        except QuantizationError as error:
+            raise QuantizationError(f"mixed_precision: {error}") from error
+
+    def _choose_widths(self) -> None:
+        given = {k: v for k, v in (self.steps.mixed_precision or {}).items() if k not in BUDGETS}
+        budget, limit = self.budget
+        metric = given.get("metric", "loss")
         result = mixed_precision_search(
-            quantizer,
+            PostTrainLinearQuantizer(self.model, **self.settings),
             self.dummy_input,
             self.eval_fn,
             [limit],
-            budget,  # type: ignore[arg-type]
+            budget,
             **given,
             log_path=self._file(_WIDTHS_STATE),
-            progress=self._told("mixed precision"),
+            progress=lambda progress: self.tell(width_told(progress, metric)),
         )
         [point] = result.points
         self.settings["overrides"] = point.overrides
         self.reports["mixed_precision"] = result
+        for line in widths_told(point, budget, metric):
+            self.tell(line)
 
     def _choose_clip_modes(self) -> None:
         _, chosen = ptq_greedy_search(
@@ -272,16 +296,20 @@ class _Pipeline:
         )
         self.settings["overrides"] = chosen
         self.reports["clip_search"] = chosen
+        self.tell(clip_modes_told(chosen))
 
     def _round(self, twin: nn.Module, model: nn.Module) -> AdaRoundReport:
-        path = self._file(_ROUNDING_STATE)
-        state = torch.load(path, weights_only=True) if path is not None and path.is_file() else None
+        path = self._file(ROUNDING_STATE)
+        settings = {key: value for key, value in self.settings.items() if key != "model_activation_stats"}
+        identity = rounding_identity(
+            twin, model, self.batches, quantizer=settings, adaround=self.rounding.as_plain()
+        )
+        state = resumed_rounding(path, identity)
 
         def keep(report: AdaRoundReport, count: int) -> None:
             done = report.layers[-1]
             if path is not None:
-                with replacing(path) as file:
-                    torch.save(report.state, file)
+                save_rounding(path, report.state, identity)
             self.tell(
                 f"AdaRound [{len(report.layers)}/{count}] {done.name}: "
                 f"error {done.loss_before:.3g} -> {done.loss_after:.3g}"
@@ -306,20 +334,13 @@ class _Pipeline:
         return None if self.folder is None else self.folder / name
 
     def _told(self, search: str) -> Callable[[SearchProgress], None]:
-        def tell(progress: SearchProgress) -> None:
-            whole = "" if progress.left is None else f"/{progress.done + progress.left}"
-            self.tell(
-                f"{search} [{progress.done}{whole}]: loss {progress.value:.5g}, best {progress.best:.5g}"
-            )
-
-        return tell
+        return lambda progress: self.tell(progress_told(search, progress))
 
 
-def _bytes_at(quantizer: PostTrainLinearQuantizer, average_bits: float) -> float:
-    """The bytes of all weights that are to be quantized, at an average width."""
-    elements = 0
-    for name, layer in quantizer.layers.items():
-        weight = getattr(layer, "weight", None)
-        if quantizer.module_qbits_map[name].wts is not None and weight is not None:
-            elements += weight.numel()
-    return elements * average_bits / 8
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise QuantizationError(
+            f"folder: '{folder}' cannot be made, {error.strerror or error}; give a folder that can be written"
+        ) from error

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from functools import partial
+from pathlib import Path
 
 import onnx
 import pytest
 import torch
 
 from distiller.apputils import classifier_jobs as jobs
-from distiller.apputils import int8_job
-from distiller.errors import QuantizationError, UsageError
-from distiller.export.integer_latency import integer_latency
+from distiller.apputils import image_classifier, int8_job, pytorch_int8_job, quantize_job, statistics_job
+from distiller.apputils.int8_job import Int8Figures
+from distiller.errors import DistillerError, QuantizationError, UsageError
+from distiller.export.cpu_facts import CpuFacts
+from distiller.export.integer_latency import IntegerLatency, OptimizedGraph, integer_latency
+from distiller.export.integer_parity import IntegerParity
+from distiller.export.latency import Latency
 
 pytestmark = [
     pytest.mark.usefixtures("global_settings_restored", "untimed"),
@@ -61,7 +67,7 @@ def test_a_quantized_model_is_written_compared_and_timed(flags, open_run, caplog
     told = [line for line in caplog.messages if line.startswith("agrees with the simulation on ")]
     assert told == [f"agrees with the simulation on {found['agreement']['agreeing']}/71 = "
                     f"{found['agreement']['percent']:.2f} % of the test images; largest difference of an output: "
-                    f"{found['agreement']['max_steps']:.0f} steps"]  # fmt: skip
+                    f"{int8_job._counted(round(found['agreement']['max_steps']))}"]  # fmt: skip
 
 
 def test_a_quantized_checkpoint_is_written_to_the_path_that_is_given(flags, open_run, tmp_path):
@@ -131,3 +137,143 @@ def test_a_backend_that_this_pytorch_has_not_is_refused_plainly(flags, open_run)
         QuantizationError, match="has no quantized backend 'none_such' here, it has .*--export-int8"
     ):
         jobs.run_job(flags(f"{QUANTIZE} --qept --qe-pytorch-backend none_such"), open_run)
+
+
+@pytest.fixture
+def untested(monkeypatch):
+    """Whatever collects statistics or tests a model fails."""
+
+    def never(*_args, **_kwargs):
+        raise AssertionError("something was collected or tested before")
+
+    for module, name in (
+        (quantize_job, "collected"),
+        (statistics_job, "evaluate"),
+        (image_classifier, "evaluate"),
+        (pytorch_int8_job, "evaluate"),
+    ):
+        monkeypatch.setattr(module, name, never)
+
+
+@pytest.mark.usefixtures("untested")
+@pytest.mark.parametrize(
+    "command,told",
+    [
+        (
+            "--qe-bits-wts 0 --export-int8",
+            "--export-int8: no weight would be quantized, so that all layers would be computed in floating point; "
+            "give weights 2 to 8 bits (--qe-bits-wts), or write the model as it is with --export-onnx",
+        ),
+        (
+            "--qe-bits-accum 16 --export-int8",
+            "--export-int8: accumulators of 16 bits (--qe-bits-accum) can saturate in 'conv1', those of runtimes "
+            "have 32; set --qe-bits-accum to 32",
+        ),
+        (
+            "--export-int8 /dev/full",
+            "--export-int8 /dev/full: is no ordinary file; give the name of one, or of a new one",
+        ),
+        ("--qept --qe-pytorch-backend foo", "has no quantized backend 'foo' here, it has "),
+    ],
+)
+def test_what_cannot_be_made_is_told_before_anything_is_collected_or_tested(command, told, flags, open_run):
+    """It was told after the whole test, or a file came of it in which everything is in floating point."""
+    with pytest.raises(DistillerError, match=re.escape(told)):
+        jobs.run_job(flags(f"{QUANTIZE} {command}"), open_run)
+    assert open_run.calls == 0
+
+
+@pytest.mark.usefixtures("untested")
+@pytest.mark.parametrize(
+    "settings,told",
+    [
+        (
+            "bits_activations: 8, bits_parameters: 8, overrides: {conv2: {bits_weights: 12}}",
+            "'conv2' has 12 bits, an integer model has at most 8; give it fewer",
+        ),
+        (
+            "bits_activations: 8, bits_parameters: 0",
+            "no weight would be quantized, so that all layers would be ",
+        ),
+        (
+            "bits_activations: 8, bits_parameters: 8, bits_accum: 16",
+            "accumulators of 16 bits (bits_accum) can saturate in 'conv1', those of runtimes have 32; set "
+            "bits_accum to 32",
+        ),
+        (
+            "bits_activations: 8, bits_parameters: 8",
+            "without model_activation_stats ranges are dynamic, those of each batch; an integer model needs ",
+        ),
+    ],
+)
+def test_so_are_settings_in_a_file(settings, told, flags, open_run, tmp_path):
+    file = tmp_path / "q.yaml"
+    file.write_text(f"quantizers:\n  q: {{class: PostTrainLinearQuantizer, {settings}}}\n")
+    with pytest.raises(QuantizationError, match=re.escape(f"--export-int8: {file}: {told}")):
+        jobs.run_job(flags(f"{ARCH} -e --qe --export-int8 --qe-config-file", file), open_run)
+    assert open_run.calls == 0
+
+
+@pytest.mark.parametrize(
+    "quantizer,told",
+    [
+        (
+            "class: CodebookQuantizer, bits_weights: 3",
+            "folded_copy: the weight of 'conv1', by CodebookWeights, has no integers: its values are not equally ",
+        ),
+        (
+            "class: TernaryQuantizer, learned_scales: true",
+            "folded_copy: the weight of 'conv1', by LearnedTernaryWeights, has no integers: its values are not ",
+        ),
+        (
+            "class: DorefaQuantizer, bits_activations: 8, bits_weights: 8",
+            "conv1: weight: its levels are the odd numbers from -255 to 255 (so are DoReFa's); ",
+        ),
+        (
+            "class: PACTQuantizer, bits_activations: 8, bits_weights: 8",
+            "conv1: weight: its levels are the odd numbers from -255 to 255 (so are DoReFa's); ",
+        ),
+    ],
+)
+def test_checkpoints_without_integers_are_refused_before_the_test(
+    quantizer, told, flags, open_run, tmp_path, request
+):
+    (tmp_path / "s.yaml").write_text(
+        f"quantizers:\n  q: {{{quantizer}}}\npolicies:\n  - {{quantizer: {{instance_name: q}}, epochs: [0]}}\n"
+    )
+    jobs.run_job(flags(f"{ARCH} --epochs 1 --compress", tmp_path / "s.yaml"), open_run)
+    file = open_run.folder / "checkpoint.pth.tar"
+    request.getfixturevalue("untested")
+    with pytest.raises(QuantizationError, match=re.escape(told)):
+        jobs.run_job(flags(f"{ARCH} --export-int8 --resume-from", file), open_run)
+    assert open_run.calls == 1
+
+
+def test_a_quantized_checkpoint_without_quantized_weights_is_refused_before_the_test(
+    flags, open_run, request
+):
+    jobs.run_job(flags(f"{QUANTIZE} --qe-bits-wts 0"), open_run)
+    file = open_run.folder / "quantized_checkpoint.pth.tar"
+    request.getfixturevalue("untested")
+    with pytest.raises(
+        QuantizationError, match="^Net: no weight in it is quantized, so runtimes would compute "
+    ):
+        jobs.run_job(flags(f"{ARCH} --export-int8 --resume-from", file), open_run)
+    assert open_run.calls == 1
+
+
+@pytest.mark.parametrize(
+    "steps,told,warns", [(1, "1 step", False), (2, "2 steps", False), (40, "40 steps", True)]
+)
+def test_steps_are_counted_and_outputs_far_from_the_simulation_warned_of(steps, told, warns):
+    """It read '1 steps'."""
+    time = Latency(1.0, 0.9, 1.1, 5, 1, 1, "cpu")
+    latency = IntegerLatency(time, time, time, CpuFacts("CPU", None), OptimizedGraph({}, {}, 0, 0))
+    parity = IntegerParity(9, 9, 9, 8, 8, steps * 0.5, 0.5)
+    found = Int8Figures(Path("m.onnx"), parity, None, None, 10, 40, latency)
+    assert found.lines()[0].endswith(f"; largest difference of an output: {told}")
+    warning = found.warning()
+    assert (warning is not None) == warns
+    assert warning is None or warning.startswith(
+        "an output of m.onnx is 40 steps of its grid away from the simulation; "
+    )

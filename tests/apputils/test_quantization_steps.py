@@ -12,6 +12,7 @@ from distiller.apputils.quantization_steps import (
     check_resumable,
     steps_identity,
     steps_of_flags,
+    told_of_flags,
 )
 from distiller.errors import QuantizationError, UsageError
 from distiller.quantization.data_steps import DataSteps
@@ -138,3 +139,38 @@ def test_the_states_of_an_interrupted_run_are_copied_and_stay_where_they_were(tm
     begin_record(new, {"steps": {}}, old)
     assert {path.name for path in new.iterdir()} == {*STATE_FILES[:2], RECORD}
     assert (old / STATE_FILES[0]).read_bytes() == b"state"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("lapq.jsonl", b'{"search": "scales", "settings": {}}\n{"poi\n', ":2: is damaged; "),
+        ("lapq.jsonl", b'{"search": "scales", "settings": {}}\n[1]\n', ":2: is neither a point nor a note of a search; "),
+        ("clip_search.jsonl", b"what\n", ":1: is no record of a search; "),
+        ("adaround.pt", b"what", ": is damaged, or no state of AdaRound; "),
+    ],
+)  # fmt: skip
+def test_a_damaged_state_is_told_of_in_the_folder_that_was_given(tmp_path, name, content, told):
+    begin_record(tmp_path, {"steps": {}}, None)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(QuantizationError) as error:
+        check_resumable(tmp_path, {"steps": {}})
+    assert str(error.value).startswith(f"{tmp_path / name}{told}give another f")
+
+
+def test_what_a_kill_left_of_a_state_is_no_damage(tmp_path):
+    begin_record(tmp_path, {"steps": {}}, None)
+    (tmp_path / "lapq.jsonl").write_bytes(b'{"search": "scales", "settings": {}}\n{"poi')
+    (tmp_path / "clip_search.jsonl").write_bytes(b"")
+    check_resumable(tmp_path, {"steps": {}})
+    assert (tmp_path / "lapq.jsonl").read_bytes().endswith(b'{"poi')
+
+
+def test_a_budget_is_told_of_by_its_flag():
+    unit = "mixed_precision: weight_bytes: 9 cannot be reached, the smallest widths cost 356 bytes; give at least that"
+    widths = ", or smaller widths to choose from (weight_widths, activation_widths)"
+    assert str(told_of_flags(QuantizationError(unit + widths))) == (
+        "--qe-mixed-precision-bytes: 9 cannot be reached, the smallest widths cost 356 bytes; give at least that"
+    )
+    other = QuantizationError("adaround: wrong")
+    assert told_of_flags(other) is other

@@ -312,3 +312,112 @@ def test_histograms_lie_between_the_ranges_of_a_file_or_of_statistics_collected_
     alone = torch.load(open_run.folder / "acts_histograms.pt", weights_only=True)
     assert alone.keys() == of_file.keys()
     assert torch.equal(alone["conv2"]["output"]["hist"], of_file["conv2"]["output"]["hist"])
+
+
+DYNAMIC = "quantizers:\n  ptq: {class: PostTrainLinearQuantizer, bits_activations: 8, bits_parameters: 8}\n"
+
+
+@pytest.mark.filterwarnings("ignore:not quantized, since without statistics")
+def test_a_file_without_statistics_or_steps_takes_the_ranges_of_each_batch_and_says_so(
+    flags, open_run, quantized, tmp_path, caplog
+):
+    file = tmp_path / "q.yaml"
+    file.write_text(DYNAMIC)
+    model = quantized(flags(f"{ARCH} -e --qe --qe-config-file {file}"), open_run)
+    told = [line for line in caplog.messages if "has no model_activation_stats" in line]
+    assert told == [
+        f"--qe-config-file {file}: has no model_activation_stats: ranges of activations are those of each batch, "
+        "as with --qe-dynamic; for fixed ranges collect statistics with --qe-calibration, and give their file "
+        "there, as model_activation_stats"
+    ]
+    assert not any("output_scale" in name for name in model.state_dict())
+    assert "acts_quantization_stats.yaml" not in open_run.names()
+
+
+@pytest.mark.parametrize(
+    "flag, told",
+    [
+        ("--qe-report", "--qe-report: needs fixed ranges, {} takes those of each batch; collect statistics"),
+        ("--qe-one-pass", "--qe-one-pass: without effect, with --qe-config-file {} no statistics are coll"),
+    ],
+)
+def test_flags_that_a_file_without_statistics_makes_void_are_refused(flags, open_run, tmp_path, flag, told):
+    file = tmp_path / "q.yaml"
+    file.write_text(DYNAMIC)
+    with pytest.raises(UsageError) as error:
+        jobs.run_job(flags(f"{ARCH} -e --qe --qe-config-file {file} {flag}"), open_run)
+    assert str(error.value).startswith(told.format(file))
+    assert open_run.calls == 0
+
+
+def test_weights_alone_need_no_ranges_and_nothing_is_told(flags, open_run, tmp_path, caplog):
+    file = tmp_path / "q.yaml"
+    file.write_text(DYNAMIC.replace("bits_activations: 8", "bits_activations: 0"))
+    jobs.run_job(flags(f"{ARCH} -e --qe --qe-config-file {file}"), open_run)
+    assert not any("model_activation_stats" in line for line in caplog.messages)
+
+
+def test_a_file_with_steps_has_statistics_collected_and_says_so(flags, open_run, tmp_path, caplog):
+    file = tmp_path / "q.yaml"
+    file.write_text(f"{DYNAMIC}post_training_steps: {{bias_correction: true}}\n")
+    with caplog.at_level(logging.INFO, logger="distiller"):
+        jobs.run_job(flags(f"{ARCH} -e --qe --qe-config-file {file}"), open_run)
+    assert any("steps need fixed ranges: calibrating on 5 % of the training" in s for s in caplog.messages)
+    assert "acts_quantization_stats.yaml" in open_run.names()
+
+
+def _never(*_):
+    raise AssertionError("statistics were collected before")
+
+
+@pytest.mark.parametrize("command", ["", "--qe-equalize", "--qe-adaround --qe-adaround-iterations 5"])
+def test_a_folder_that_cannot_be_made_is_told_before_statistics(flags, monkeypatch, command):
+    def no_run():
+        raise UsageError("out-dir: cannot be written")
+
+    monkeypatch.setattr(quantize_job, "collected", _never)
+    monkeypatch.setattr(statistics_job, "collected", _never)
+    with pytest.raises(UsageError, match="^out-dir"):
+        jobs.run_job(flags(f"{QUANTIZE} {command}"), no_run)
+    with pytest.raises(UsageError, match="^out-dir"):
+        jobs.run_job(flags(ARCH + "--qe-calibration 0.05"), no_run)
+
+
+def test_what_is_wrong_with_a_folder_to_go_on_from_is_told_before_statistics(
+    flags, open_run, monkeypatch, tmp_path
+):
+    adaround = "--qe-adaround --qe-adaround-iterations 5"
+    jobs.run_job(flags(f"{QUANTIZE} {adaround}"), open_run)
+    of_before, calls = open_run.folder, open_run.calls
+    monkeypatch.setattr(quantize_job, "collected", _never)
+    with pytest.raises(UsageError, match="nothing to go on with"):
+        jobs.run_job(flags(f"{QUANTIZE} {adaround} --qe-resume", tmp_path), open_run)
+    with pytest.raises(QuantizationError, match=r"is of another search, 'quantizer.*' is 8 there, 4 here"):
+        jobs.run_job(flags(f"{QUANTIZE} {adaround} --qe-bits-wts 4 --qe-resume", of_before), open_run)
+    (of_before / "adaround.pt").write_bytes(b"damaged")
+    with pytest.raises(QuantizationError) as error:
+        jobs.run_job(flags(f"{QUANTIZE} {adaround} --qe-resume", of_before), open_run)
+    assert str(error.value).startswith(f"{of_before / 'adaround.pt'}: is damaged")
+    assert open_run.calls == calls
+
+
+@pytest.mark.parametrize(
+    "command", ["--qe-mixed-precision-bytes 9", "--qe-mixed-precision-bytes 9 --qe-equalize"]
+)
+def test_a_budget_that_cannot_be_reached_is_told_of_its_flag_before_statistics(
+    flags, open_run, monkeypatch, command
+):
+    monkeypatch.setattr(quantize_job, "collected", _never)
+    with pytest.raises(QuantizationError) as error:
+        jobs.run_job(flags(f"{QUANTIZE} {command}"), open_run)
+    assert str(error.value).startswith(
+        "--qe-mixed-precision-bytes: 9 cannot be reached, the smallest widths cost "
+    )
+    assert str(error.value).endswith(" bytes; give at least that")
+
+
+def test_what_equalization_did_is_told(flags, open_run, caplog):
+    with caplog.at_level(logging.INFO, logger="distiller"):
+        jobs.run_job(flags(f"{QUANTIZE} --qe-equalize --qe-equalize-relu6 --qe-absorb-bias"), open_run)
+    assert "replaced 1 ReLU6s by ReLUs: relu1" in caplog.messages
+    assert any(line.startswith("absorbed high biases of ") for line in caplog.messages)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import onnx.parser
 import pytest
 import torch
@@ -87,12 +89,24 @@ def test_the_verdict_is_one_sentence():
     assert measured(0.5, 1.0, CpuFacts("Old", ()), graph).verdict() == (
         "int8 is not faster than fp32 in onnxruntime, 0.50 times (batch 1, threads: 2, Old (no VNNI, AMX or "
         "ARM dot product)): the processor has no instructions for sums of 8-bit products (VNNI, AMX, ARM dot "
-        "product); onnxruntime computes in floating point: 1 Add, 2 Conv (what they read or make is on "
-        "no grid; a trained model's tensors get one from batches that its export is given); 13 conversions "
+        "product); onnxruntime computes in floating point: 1 Add, 2 Conv (it has no kernel of integers "
+        "for them, or what they read or make is on no grid); 13 conversions "
         "between integers and real numbers are left; the weights of 7 layers have zero points (a symmetric mode has none); 5 "
         "outputs are clipped, their grids do not fill 8 bits (so with a ReLU in a symmetric mode); the model "
         "is so small (0.5 ms in fp32) that starting an operation weighs as much as its arithmetic"
     )
+
+
+def test_batches_are_advised_only_where_they_help():
+    """They were also for models that were quantized after training, whose export does not look at them."""
+    graph = OptimizedGraph({}, {"Conv": 2}, 0, 0)
+    plain = measured(5, 6, VNNI, graph)
+    told = "onnxruntime computes in floating point: 2 Conv (it has no kernel of integers for them, or what they read or make is on no grid"
+    assert plain.reasons() == [f"{told})"]
+    assert dataclasses.replace(plain, can_get_grids=True).reasons() == [
+        f"{told}; a trained model's tensors get one from batches that its export is given, and "
+        "quantize_activations where training quantized only weights)"
+    ]
 
 
 def test_where_nothing_is_known_that_is_said():

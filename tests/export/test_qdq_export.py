@@ -14,7 +14,7 @@ from distiller.export.integer_latency import optimized_graph
 from distiller.export.integer_parity import compare_integer
 from distiller.export.integer_view import integer_view
 from distiller.export.onnx_parity import open_session
-from distiller.export.qdq_export import export_int8_onnx, int8_onnx, int8_onnx_bytes
+from distiller.export.qdq_export import check_integers, export_int8_onnx, int8_onnx, int8_onnx_bytes
 from distiller.models import create_model
 from distiller.quantization import PostTrainLinearQuantizer
 from distiller.quantization.affine import LinearQuantMode as Mode
@@ -161,14 +161,19 @@ def test_weights_alone_are_integers_too(tiny_cnn):
     assert parity.max_difference < 1e-5
 
 
-def test_activations_alone_leave_weights_in_floating_point():
+def test_activations_alone_are_refused():
+    """A file came of them in which every layer computed in floating point."""
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
     x = torch.randn(64, 2, 4, 4)
-    proto = exported(quantized(model, x, bits_parameters=None), x)
-    assert integers(proto) == []
-    content = proto.SerializeToString()
-    assert optimized_graph(content).in_float == {"Conv": 1, "Gemm": 1, "Max": 2}
-    assert compare_integer(model, content, [x], threads=1).agreement == 1
+    quantized(model, x, bits_parameters=None)
+    for check in (check_integers, int8_onnx_bytes):
+        with pytest.raises(QuantizationError) as caught:
+            check(model, x)
+        assert str(caught.value) == (
+            "Sequential: no weight in it is quantized, so runtimes would compute all of its 2 layers in floating "
+            "point; give weights 2 to 8 bits (bits_weights, --qe-bits-wts), or write it in floating point "
+            "(export_onnx, --export-onnx)"
+        )
 
 
 class Odd(nn.Module):

@@ -1,6 +1,7 @@
 """The steps one after the other, on a small network that has learned the digits."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from distiller.data_loggers.quant_stats import collect_quant_stats
 from distiller.errors import QuantizationError
 from distiller.quantization import PostTrainLinearQuantizer, rebuild_quantized
 from distiller.quantization.data_steps import DataSteps
+from distiller.quantization.rounding_state import read_rounding
 from distiller.quantization.with_data import check_steps, quantize_with_data
 
 IMAGES, LABELS = (torch.tensor(values) for values in load_digits(return_X_y=True))
@@ -204,3 +206,150 @@ def test_what_equalization_and_corrected_biases_made_is_rebuilt_from_the_descrip
 def test_settings_are_checked_before_a_model_is_looked_at(plain, text):
     with pytest.raises(QuantizationError, match=text):
         check_steps(DataSteps.from_plain(plain))
+
+
+ADAROUND = {"adaround": {"iterations": 20, "samples": 64}}
+
+
+def refused(trained, plain, folder, settings=FEW_BITS):
+    with pytest.raises(QuantizationError) as error:
+        quantized(trained, plain, settings, folder=folder)
+    return str(error.value).replace(str(folder), "FOLDER")
+
+
+@pytest.fixture(scope="module")
+def rounded(trained, tmp_path_factory):
+    """A folder with the state of learned rounding."""
+    folder = tmp_path_factory.mktemp("rounded")
+    quantized(trained, ADAROUND, folder=folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("iterations", "changes", "told"),
+    [
+        (21, {}, "'adaround.iterations' is 20 there, 21 here"),
+        (20, {"bits_parameters": 3}, "'quantized_model' is "),
+        (20, {"bits_accum": 31}, "'quantizer.bits_accum' is 32 there, 31 here"),
+    ],
+)
+def test_learned_rounding_of_other_settings_is_refused(trained, rounded, iterations, changes, told):
+    plain = {"adaround": {**ADAROUND["adaround"], "iterations": iterations}}
+    text = refused(trained, plain, rounded, {**FEW_BITS, **changes})
+    assert text.startswith("FOLDER/adaround.pt: is of another AdaRound, '")
+    assert told.removesuffix(" is ") in text
+    assert text.endswith("; give another folder, or remove this file to begin anew")
+
+
+def test_learned_rounding_of_another_model_or_other_data_is_refused(trained, rounded):
+    other = copy.deepcopy(trained)
+    with torch.no_grad():
+        other.fc.weight[0, 0] += 1
+    assert "is of another AdaRound, 'model' is " in refused(other, ADAROUND, rounded)
+    quantizer = PostTrainLinearQuantizer(copy.deepcopy(trained), **FEW_BITS)
+    with pytest.raises(QuantizationError, match=r"is of another AdaRound, '(quantized_model|shapes)' is "):
+        quantize_with_data(
+            quantizer, DataSteps.from_plain(ADAROUND), DUMMY, [IMAGES[:64]], loss, folder=rounded
+        )
+
+
+def _saved(content):
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"nonsense", "is damaged, or no state of AdaRound"),
+        (b"", "is damaged, or no state of AdaRound"),
+        (_saved({"a": torch.ones(99)})[:-60], "is damaged, or no state of AdaRound"),
+        (_saved([1]), "is no state of AdaRound"),
+        (_saved({"settings": {}, "layers": {}}), "is no state of AdaRound"),
+        (_saved({"identity": {}, "settings": {}, "layers": {"fc": 3}}), "is no state of AdaRound"),
+    ],
+    ids=["text", "empty", "truncated", "list", "without identity", "wrong layer"],
+)
+def test_a_file_that_is_no_state_of_learned_rounding_is_told_with_the_remedy(tmp_path, content, told):
+    file = tmp_path / "adaround.pt"
+    file.write_bytes(content)
+    with pytest.raises(QuantizationError) as error:
+        read_rounding(file)
+    assert str(error.value) == f"{file}: {told}; give another folder, or remove this file to begin anew"
+
+
+def test_a_damaged_state_is_told_of_where_it_lies(trained, tmp_path):
+    (tmp_path / "adaround.pt").write_bytes(b"nonsense")
+    assert refused(trained, ADAROUND, tmp_path).startswith("FOLDER/adaround.pt: is damaged")
+
+
+def test_the_folder_of_states_is_made_with_its_parents(trained, tmp_path):
+    quantized(trained, ADAROUND, folder=tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b" / "adaround.pt").is_file()
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_runs(trained, tmp_path):
+    (tmp_path / "file").write_text("")
+
+    def collect(model):
+        raise AssertionError("too late")
+
+    with pytest.raises(QuantizationError) as error:
+        quantized(trained, ADAROUND, folder=tmp_path / "file" / "states", collect=collect)
+    assert str(error.value) == (
+        f"folder: '{tmp_path}/file/states' cannot be made, Not a directory; give a folder that can be written"
+    )
+
+
+@pytest.mark.parametrize(
+    ("plain", "told"),
+    [
+        (
+            {"average_bits": 2.5, "weight_widths": [4, 8]},
+            "average_bits: 2.5 cannot be reached, the smallest widths are 4 on average",
+        ),
+        ({"weight_bytes": 100}, "weight_bytes: 100 cannot be reached, the smallest widths cost 356 bytes"),
+        ({"bit_operations": 9}, "bit_operations: 9 cannot be reached, the smallest widths cost "),
+    ],
+)
+def test_a_budget_that_cannot_be_reached_is_told_in_its_unit_before_statistics(trained, plain, told):
+    def collect(model):
+        raise AssertionError("too late")
+
+    with pytest.raises(QuantizationError) as error:
+        quantized(trained, {"mixed_precision": plain}, collect=collect)
+    assert str(error.value).startswith(f"mixed_precision: {told}")
+
+
+def test_an_average_is_that_of_the_weights_that_are_quantized(trained):
+    """Those that overrides leave in floating point cost what they cost, and take nothing from the others."""
+    settings = {**FEW_BITS, "overrides": {"fc": {"bits_weights": None, "bits_activations": None}}}
+    lines = []
+    result = quantized(trained, {"mixed_precision": {"average_bits": 3}}, settings, progress=lines.append)
+    [point] = result.reports["mixed_precision"].points
+    assert set(point.weights) == {"conv1", "conv2"}
+    assert sum(point.weights.values()) <= 6
+    assert any(line.startswith("mixed precision [1/12]: in floating point, loss ") for line in lines)
+    assert any(": conv1 alone, weights of 2 bits, change of the loss " in line for line in lines)
+    widths = next(line for line in lines if line.startswith("widths of weights: "))
+    assert all(name in widths for name in point.weights)
+    assert any("bytes of weights of " in line for line in lines)
+
+
+def test_four_bits_on_average_are_more_than_four_everywhere(trained):
+    """By default there are widths below: with 4, 6 and 8 an average of 4 would leave no choice."""
+    result = quantized(trained, {"mixed_precision": {"average_bits": 4}})
+    assert set(next(iter(result.reports["mixed_precision"].weight_sensitivities.values()))) == {2, 3, 4, 6, 8}
+
+
+def test_chosen_clip_modes_and_what_equalization_did_are_told(trained):
+    lines = []
+    quantized(trained, {"clip_search": True}, progress=lines.append)
+    [modes] = [line for line in lines if line.startswith("clip modes: ")]
+    assert all(name in modes for name in ("conv1", "conv2", "fc"))
+    lines = []
+    plain = {"cross_layer_equalization": {"replace_relu6": True, "absorb_bias": True}}
+    quantized(trained, plain, progress=lines.append)
+    assert "replaced 0 ReLU6s by ReLUs" in lines
+    assert any(line.startswith("absorbed high biases of 0 layers") for line in lines)

@@ -111,10 +111,9 @@ def with_statistics(
         test_fn: runs the model; called twice, and not again when the search is resumed.
         log: of the search.
     """
-    settings = quantizer.settings()
-    widths = [settings["bits_activations"], *(bits.acts for bits in quantizer.module_qbits_map.values())]
-    if settings["model_activation_stats"] is not None or not any(widths):
+    if not lacks_statistics(quantizer):
         return quantizer
+    settings = quantizer.settings()
     with unobserved(quantizer.model):
         model = copy.deepcopy(quantizer.model)
 
@@ -130,20 +129,32 @@ def with_statistics(
     return type(quantizer)(model, **{**settings, "model_activation_stats": stats})
 
 
+def lacks_statistics(quantizer: PostTrainLinearQuantizer) -> bool:
+    """Whether activations are to be quantized, and there are no statistics that fix their ranges."""
+    settings = quantizer.settings()
+    widths = [settings["bits_activations"], *(bits.acts for bits in quantizer.module_qbits_map.values())]
+    return settings["model_activation_stats"] is None and any(widths)
+
+
 def identity_of(quantizer: PostTrainLinearQuantizer) -> dict[str, Any]:
     """The model and the settings, short enough for the first line of a search's record."""
     settings = quantizer.settings()
     stats = settings.pop("model_activation_stats")
     text = json.dumps(stats, sort_keys=True).encode()
-    digest = hashlib.sha256()
-    for name, tensor in sorted(canonical_state_dict(quantizer.model).items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return {
-        "model": digest.hexdigest()[:16],
+        "model": digest_of(quantizer.model),
         "statistics": None if stats is None else hashlib.sha256(text).hexdigest()[:16],
         "quantizer": settings,
     }
+
+
+def digest_of(model: nn.Module) -> str:
+    """16 hexadecimal digits that are of a model's parameters and buffers, names and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(canonical_state_dict(model).items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def explicit_overrides(quantizer: PostTrainLinearQuantizer) -> dict[str, dict[str, Any]]:

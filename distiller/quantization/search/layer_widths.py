@@ -5,6 +5,7 @@ Knows nothing about sensitivities.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -117,18 +118,42 @@ def cost_of(
 
 def _bytes(model: nn.Module, layers: Layers, parts: Parts) -> WidthCost[LayerPart]:
     sizes: dict[LayerPart, dict[int, int]] = {}
-    fixed, counted = 0, set[int]()
-    for name, layer in layers.items():
-        if isinstance(layer, QuantizedWeightWrapper):
-            weight: Tensor = layer.wrapped_module.weight  # type: ignore[assignment]
-            part = LayerPart(name, "weights")
-            counted.add(id(weight))
-            if part in parts.free:
-                sizes[part] = {width: _whole_bytes(weight, width) for width in parts.free[part]}
-            else:
-                fixed += _whole_bytes(weight, parts.pinned[part])
+    fixed = _float_bytes(model, layers)
+    for name, weight in quantized_weights(layers).items():
+        part = LayerPart(name, "weights")
+        if part in parts.free:
+            sizes[part] = {width: _whole_bytes(weight, width) for width in parts.free[part]}
+        else:
+            fixed += _whole_bytes(weight, parts.pinned[part])
+    return WidthCost(sizes, fixed=fixed)
+
+
+def bytes_at(model: nn.Module, layers: Layers, average_bits: float) -> int:
+    """The cost in bytes, as of `cost_of`, with all quantized weights at one width, which may be a fraction.
+
+    Args:
+        model: prepared.
+        layers: its quantized layers.
+        average_bits: the width.
+    """
+    weights = quantized_weights(layers).values()
+    return _float_bytes(model, layers) + sum(_whole_bytes(weight, average_bits) for weight in weights)
+
+
+def quantized_weights(layers: Layers) -> dict[str, Tensor]:
+    """The weights that are quantized, by layer."""
+    return {
+        name: layer.wrapped_module.weight  # type: ignore[misc]
+        for name, layer in layers.items()
+        if isinstance(layer, QuantizedWeightWrapper)
+    }
+
+
+def _float_bytes(model: nn.Module, layers: Layers) -> int:
+    """Of the weights that are not quantized."""
+    counted = {id(weight) for weight in quantized_weights(layers).values()}
     others = {id(p): p for p in model.parameters() if p.dim() >= 2 and id(p) not in counted}
-    return WidthCost(sizes, fixed=fixed + sum(p.numel() * p.element_size() for p in others.values()))
+    return sum(p.numel() * p.element_size() for p in others.values())
 
 
 def _operations(model: nn.Module, layers: Layers, parts: Parts, dummy_input: Any) -> WidthCost[LayerPart]:
@@ -164,8 +189,8 @@ def _owners(layers: Layers) -> dict[int, LayerPart]:
     return owners
 
 
-def _whole_bytes(weight: Tensor, width: int) -> int:
-    return -(-weight.numel() * width // 8)
+def _whole_bytes(weight: Tensor, width: float) -> int:
+    return math.ceil(weight.numel() * width / 8)
 
 
 def overrides_for(widths: Mapping[LayerPart, int]) -> dict[str, dict[str, int]]:

@@ -46,6 +46,7 @@ from distiller.quantization.search.layer_widths import (
     widths_by_layer,
 )
 from distiller.quantization.search.search_log import Progress, SearchLog
+from distiller.quantization.search.width_budget import WEIGHT_WIDTHS
 from distiller.quantization.search.width_choice import check_budget, choose_widths
 
 _WHERE = "mixed_precision_search"
@@ -99,7 +100,7 @@ def mixed_precision_search(
     eval_fn: EvalFn,
     budgets: Sequence[float],
     budget: Budget = "weight_bytes",
-    weight_widths: Sequence[int] = (4, 6, 8),
+    weight_widths: Sequence[int] = WEIGHT_WIDTHS,
     activation_widths: Sequence[int] = (),
     metric: Metric = "loss",
     log_path: str | Path | None = None,

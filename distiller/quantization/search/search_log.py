@@ -147,7 +147,7 @@ class SearchLog:
             if not content:
                 write_whole(path, _text(header) + "\n")
                 return
-            lines = self._read(path, content)
+            lines = _read(path, content)
             _refuse_other(path, lines[0], header)
             whole = content.rfind(b"\n") + 1
             if whole < len(content):  # the process was killed while it wrote its last line
@@ -156,29 +156,11 @@ class SearchLog:
             raise QuantizationError(
                 f"{path}: cannot hold the record of a search, {error.strerror or error}"
             ) from error
-        for number, line in enumerate(lines[1:], start=2):
-            self._take(line, f"{path}:{number}")
-
-    def _read(self, path: Path, content: bytes) -> list[Any]:
-        lines = []
-        for number, line in enumerate(content.split(b"\n")[:-1], start=1):
-            try:
-                lines.append(json.loads(line))
-            except ValueError as error:
-                what = "is damaged" if lines else "is no record of a search"
-                raise QuantizationError(f"{path}:{number}: {what}; {_REMEDY}") from error
-        if not lines or not isinstance(lines[0], dict) or lines[0].keys() != {"search", "settings"}:
-            raise QuantizationError(f"{path}: is no record of a search; {_REMEDY}")
-        return lines
-
-    def _take(self, line: Any, where: str) -> None:
-        keys = line.keys() if isinstance(line, dict) else set()
-        if keys == {"point", "value"}:
-            self._values[_text(line["point"])] = float(line["value"])
-        elif keys == {"note", "content"}:
-            self._notes[_text(line["note"])] = line["content"]
-        else:
-            raise QuantizationError(f"{where}: is neither a point nor a note of a search; {_REMEDY}")
+        for line in lines[1:]:
+            if "point" in line:
+                self._values[_text(line["point"])] = float(line["value"])
+            else:
+                self._notes[_text(line["note"])] = line["content"]
 
     def _append(self, line: Mapping[str, Any]) -> None:
         if self._path is None:
@@ -192,6 +174,55 @@ class SearchLog:
             raise QuantizationError(f"{self._path}: cannot be written, {error.strerror or error}") from error
 
 
+def check_search_log(path: Path) -> None:
+    """See to it that a file is the record of a search, whichever; it stays as it is.
+
+    Raises:
+        QuantizationError: it is none, is damaged, or cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise QuantizationError(f"{path}: cannot be read, {error.strerror or error}") from error
+    if content:  # a process that was killed may have left it empty
+        _read(path, content)
+
+
+def told_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """The first thing in which plain data differ, `'a.b' is 1 there, 2 here`; None when nothing does."""
+    difference = _difference(old, new)
+    if difference is None:
+        return None
+    where, there, here = difference
+    return f"'{where}' is {_shown(there)} there, {_shown(here)} here"
+
+
+def _read(path: Path, content: bytes) -> list[Any]:
+    """The whole lines of a record: what search it is of, points and notes."""
+    lines: list[Any] = []
+    for number, text in enumerate(content.split(b"\n")[:-1], start=1):
+        try:
+            line = json.loads(text)
+            is_known = not lines or _is_entry(line)
+        except ValueError as error:
+            what = "is damaged" if lines else "is no record of a search"
+            raise QuantizationError(f"{path}:{number}: {what}; {_REMEDY}") from error
+        if not is_known:
+            raise QuantizationError(f"{path}:{number}: is neither a point nor a note of a search; {_REMEDY}")
+        lines.append(line)
+    if not lines or not isinstance(lines[0], dict) or lines[0].keys() != {"search", "settings"}:
+        raise QuantizationError(f"{path}: is no record of a search; {_REMEDY}")
+    return lines
+
+
+def _is_entry(line: Any) -> bool:
+    """Whether a line is a point with its value, or a note; raises ValueError where the value is no number."""
+    keys = line.keys() if isinstance(line, dict) else set()
+    if keys == {"point", "value"}:
+        float(line["value"] if isinstance(line["value"], str | int | float) else "no number")
+    return keys in ({"point", "value"}, {"note", "content"})
+
+
 def _text(value: Any) -> str:
     """JSON in one line, the same for equal values."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
@@ -203,12 +234,9 @@ def _refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any
         raise QuantizationError(
             f"{path}: is of a search of {found['search']}, this one is of {wanted['search']}; {_REMEDY}"
         )
-    difference = _difference(found["settings"], wanted["settings"])
+    difference = told_difference(found["settings"], wanted["settings"])
     if difference is not None:
-        where, old, new = difference
-        raise QuantizationError(
-            f"{path}: is of another search, '{where}' is {_shown(old)} there, {_shown(new)} here; {_REMEDY}"
-        )
+        raise QuantizationError(f"{path}: is of another search, {difference}; {_REMEDY}")
 
 
 def _difference(old: Any, new: Any) -> tuple[str, Any, Any] | None:

@@ -208,7 +208,9 @@ def _integer_weight(layer: Any, name: str) -> IntegerWeight:
     )
     if not hasattr(quantizer, "weight_grid"):
         raise QuantizationError(
-            f"folded_copy: the weight of '{name}', by {type(quantizer).__name__}, has no integers"
+            f"folded_copy: the weight of '{name}', by {type(quantizer).__name__}, has no integers: its "
+            "values are not equally far apart, and integer kernels know one scale for all of them; train it "
+            "on linear levels (QuantAwareTrainRangeLinearQuantizer, LSQQuantizer), or keep the checkpoint"
         )
     if isinstance(layer, SimulatedFoldedBatchNorm):
         original = layer.folding.folded_weight(original)

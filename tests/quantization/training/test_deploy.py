@@ -239,7 +239,11 @@ def test_what_cannot_be_deployed_is_refused():
         ).prepare_model()
         return model
 
-    assert refusal(prepared(Odd, None)) == "folded_copy: the weight of 'conv1', by Odd, has no integers"
+    assert refusal(prepared(Odd, None)) == (
+        "folded_copy: the weight of 'conv1', by Odd, has no integers: its values are not equally far apart, and "
+        "integer kernels know one scale for all of them; train it on linear levels "
+        "(QuantAwareTrainRangeLinearQuantizer, LSQQuantizer), or keep the checkpoint"
+    )
     assert (
         refusal(prepared(OddGrid, None))
         == "folded_copy: the weight of 'conv1' is not on the grid that OddGrid says"
