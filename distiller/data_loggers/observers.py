@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from distiller.data_loggers.tensor_summary import SoFar, TensorSummary, summary_of
+from distiller.data_loggers.tensor_summary import SoFar, TensorSummary, summary_of, working_precision
 from distiller.data_loggers.weighted_points import WeightedPoints, merged
 
 _PART = 1 << 18  # elements reduced at a time, so that intermediate results stay in the cache
@@ -36,7 +36,7 @@ def range_sums(x: Tensor) -> Tensor:
         x = x.reshape(-1, 1)
     dims = tuple(range(1, x.dim()))
     low, high = x.amin(dims).double(), x.amax(dims).double()  # (samples,)
-    total = _working(x).sum(dims).double().sum()
+    total = working_precision(x).sum(dims).double().sum()
     return torch.stack([low.min(), high.max(), low.sum(), high.sum(), total])
 
 
@@ -215,14 +215,10 @@ def _merged(mean: float, batch_sum: float, batch_count: int, count: int) -> floa
     return mean + (batch_sum / batch_count - mean) * (batch_count / count)
 
 
-def _working(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def _deviations(x: Tensor, mean: float) -> Iterator[Tensor]:
     x = x.detach()
     if x.dim() == 0:
         x = x[None]
     rows = max(1, _PART * x.shape[0] // x.numel())
     for part in x.split(rows):
-        yield _working(part) - mean
+        yield working_precision(part) - mean

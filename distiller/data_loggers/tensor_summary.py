@@ -102,7 +102,7 @@ def summary_of(
     flat = rows.reshape(-1)
     wanted = _sample_size(len(flat), total, before)
     if sample is None or len(sample) < min(wanted, len(flat)):
-        sample = _working(sample_of(flat, wanted, shift))
+        sample = working_precision(sample_of(flat, wanted, shift))
     sums = _Sums(minimum, maximum, total, squares)
     mean, squared, absolute, doubt = _deviations(flat, sums, sample, before, scratch)
     kept = sample[:: max(len(sample) // wanted, 1)].cpu().numpy()
@@ -113,7 +113,7 @@ def summary_of(
 
 def sums_agree(x: Tensor, summary: TensorSummary) -> bool:
     """Whether the samples of a tensor still have, bit for bit, the sums that its summary found."""
-    sums = [_working(block).sum(1) for block in _blocks(_rows(x.detach()))]
+    sums = [working_precision(block).sum(1) for block in _blocks(_rows(x.detach()))]
     return np.array_equal(summary.ranges[2], _on_host(sums))
 
 
@@ -142,7 +142,7 @@ def _ranges(
     found, squares, looks = [], [], []
     # What was written last may still be cached, and what is read last the next layer begins with.
     for block in reversed(_blocks(rows)):  # (some samples, elements)
-        values = _working(block)
+        values = working_precision(block)
         flat = values.reshape(-1)
         extremes = () if rectified else (values.amin(1), values.amax(1))
         found.append(torch.stack([*extremes, values.sum(1)]))
@@ -172,7 +172,8 @@ def _on_host(parts: Sequence[Tensor]) -> np.ndarray:
     return (torch.cat(list(parts), -1) if len(parts) > 1 else parts[0]).double().cpu().numpy()
 
 
-def _working(x: Tensor) -> Tensor:
+def working_precision(x: Tensor) -> Tensor:
+    """The tensor in single precision, or in double where it is that."""
     return x if x.dtype == torch.float64 else x.float()
 
 
