@@ -7,6 +7,7 @@ no image classifiers (`RNNModel`) are not in the registry: they are built by the
 from distiller.models import (  # noqa: F401 - they register their models
     alexnet_bn,
     cifar,
+    haiku_cifar,
     mnist,
     mobilenet,
     plain_cifar,

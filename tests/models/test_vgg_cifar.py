@@ -23,6 +23,25 @@ def test_networks_with_batch_norm_have_the_published_sizes(depth, count):
     assert sum(p.numel() for p in model.parameters()) == count
 
 
+def test_minivgg_has_one_convolution_a_stage_and_the_published_size():
+    model = create_model(False, "cifar10", "minivgg_cifar")
+    assert sum(p.numel() for p in model.parameters()) == 1_575_690
+    assert len(model.features) == 20
+
+
+@pytest.mark.parametrize("arch", ["vgg13_bn{}_cifar", "minivgg{}_cifar"])
+@pytest.mark.parametrize(("suffix", "width"), [("_050", 2), ("_025", 4)])
+def test_a_narrow_network_has_that_share_of_every_layers_channels(arch, suffix, width):
+    whole = create_model(False, "cifar10", arch.format(""))
+    narrow = create_model(False, "cifar10", arch.format(suffix))
+    convolutions = [
+        [module.out_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
+        for model in (whole, narrow)
+    ]
+    assert [channels // width for channels in convolutions[0]] == convolutions[1]
+    assert narrow.classifier.in_features == 512 // width
+
+
 def test_convolutions_have_the_names_of_distiller():
     model = create_model(False, "cifar10", "vgg16_cifar")
     positions = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
