@@ -70,6 +70,7 @@ class Method:
         return steps
 
 
+_LAPQ = {"lapq": {"init_method": "quadratic", "maxiter": 1, "maxfev": 300, "search_clipping": True}}
 _ADAROUND = {"adaround": {"iterations": 2000}, "bias_correction": True}
 POST_TRAINING = {
     "rounded_symmetric": Method(
@@ -91,15 +92,9 @@ POST_TRAINING = {
         steps={"mse_weight_scales": True, "bias_correction": True},
     ),
     "clip_search": Method("greedy clip search", steps={"clip_search": True}),
-    "lapq": Method(
-        "LAPQ", mode="SYMMETRIC", steps={"lapq": {"init_method": "Powell", "maxiter": 1, "maxfev": 300}}
-    ),
+    "lapq": Method("LAPQ", steps=_LAPQ),
     "adaround": Method("AdaRound, bias correction", steps=_ADAROUND, in_integers=True),
-    "adaround_lapq": Method(
-        "LAPQ, AdaRound, bias correction",
-        mode="SYMMETRIC",
-        steps={"lapq": {"init_method": "Powell", "maxiter": 1, "maxfev": 300}, **_ADAROUND},
-    ),
+    "adaround_lapq": Method("LAPQ, AdaRound, bias correction", steps={**_LAPQ, **_ADAROUND}),
     "mixed": Method("mixed precision of that average width", steps={"mixed_precision": {}}),
 }
 
