@@ -1,0 +1,126 @@
+"""Distillation as the flags ask for it: the teacher joins the schedule, and the results card.
+
+Knows nothing about how flags are parsed, or how distillation is done.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+from distiller.apputils.distillation import KnowledgeDistillation
+from distiller.apputils.distillation_usage import given_settings
+from distiller.apputils.image_classifier import ClassifierCompressor
+from distiller.apputils.measurement import Measurement, measure
+from distiller.apputils.results_card import ResultsCard
+from distiller.apputils.teacher_networks import LoadedTeacher
+from distiller.errors import UsageError
+from distiller.quantization import stored_params
+from distiller.scheduler import CompressionScheduler, ScheduledPolicy
+
+__all__ = ["NAME", "add_distillation", "with_teachers"]
+
+_LOG = logging.getLogger(__name__)
+NAME = "knowledge distillation"
+"""What the policy of the flags goes by."""
+
+
+def add_distillation(
+    scheduler: CompressionScheduler, compressor: ClassifierCompressor, *, will_train: bool = True
+) -> None:
+    """Let the model learn from the teacher that `--kd-teacher` names.
+
+    A distillation of the schedule that names no teacher gets it; else one more policy is added, in epochs
+    `--kd-start-epoch` to `--epochs`.
+
+    Args:
+        scheduler: of the schedule.
+        compressor: whose model and flags they are.
+        will_train: a distillation without a teacher is refused.
+
+    Raises:
+        DistillerError: the teacher cannot teach this model, a distillation of the schedule has none, or flags
+            and schedule both say how to distil.
+    """
+    args = compressor.args
+    awaiting = [entry for entry in scheduler.policies if _awaits_teacher(entry)]
+    if args.kd_teacher is None:
+        if awaiting and will_train:
+            raise UsageError(
+                f"--compress: '{awaiting[0].name}' names no teacher; give one in the schedule, or "
+                "--kd-teacher ARCH with --kd-resume CHECKPOINT"
+            )
+        return
+    source: dict[str, Any] = {"arch": args.kd_teacher}
+    source |= {"pretrained": True} if args.kd_pretrained else {"checkpoint": args.kd_resume}
+    settings = given_settings(args)
+    if awaiting and settings:
+        raise UsageError(
+            f"{settings[0]}: '{awaiting[0].name}' of the schedule says how to distil; leave it out, or say "
+            "it there"
+        )
+    if awaiting:
+        for entry in awaiting:
+            assert isinstance(entry.policy, KnowledgeDistillation)
+            entry.policy.learn_from_files([source])
+        return
+    keywords = _settings_of(args)
+    policy = KnowledgeDistillation(NAME, compressor.model, teacher=source, **keywords)
+    scheduler.add_policy(
+        policy,
+        starting_epoch=args.kd_start_epoch,
+        ending_epoch=args.epochs,
+        name=NAME,
+        settings={"class": KnowledgeDistillation.__name__, **keywords},
+    )
+
+
+def with_teachers(
+    card: ResultsCard, compressor: ClassifierCompressor, scheduler: CompressionScheduler
+) -> ResultsCard:
+    """The card with the figures of the teachers beside those of their student."""
+    teachers = {
+        id(teacher.model): teacher
+        for entry in scheduler.policies
+        if isinstance(entry.policy, KnowledgeDistillation) and entry.policy.teachers is not None
+        for teacher in entry.policy.teachers.all
+    }
+    if not teachers:
+        return card
+    return replace(card, teachers=tuple(_figures(compressor, teacher) for teacher in teachers.values()))
+
+
+def _figures(compressor: ClassifierCompressor, teacher: Any) -> Measurement:
+    assert isinstance(teacher, LoadedTeacher)
+    _LOG.info("--- test of %s ---------------------", teacher.told)
+    result, stored = compressor.test(teacher.model), stored_params(teacher.model)
+    figures = measure(
+        teacher.model,
+        result,
+        macs=teacher.macs,
+        bits_by_param=stored.bits,
+        per_channel=stored.per_channel,
+        stored=stored.tensors,
+    )
+    [figures] = compressor.with_latencies((figures, teacher.model))
+    return figures
+
+
+def _awaits_teacher(entry: ScheduledPolicy) -> bool:
+    return isinstance(entry.policy, KnowledgeDistillation) and entry.policy.teachers is None
+
+
+def _settings_of(args: Any) -> dict[str, Any]:
+    """The keywords of `KnowledgeDistillation` that the flags say."""
+    return {
+        "temperature": args.kd_temperature,
+        "distill_weight": args.kd_distill_wt,
+        "student_weight": None if args.kd_no_labels else args.kd_student_wt,
+        "teacher_weight": args.kd_teacher_wt,
+        "loss": args.kd_loss,
+        "temperature_squared": not args.kd_no_t_squared,
+        "labels": "none" if args.kd_no_labels else "given",
+        "half": args.kd_half,
+        "cache_logits": not args.kd_no_cache,
+    }
