@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from command_line.console import LogFile, set_up_console
+from command_line.distillation_flags import add_distillation_flags
+from command_line.early_exit_flags import add_early_exit_flags
 from command_line.flags import (
     add_checkpoint_flags,
     add_data_flags,
@@ -29,13 +31,16 @@ from command_line.flags import (
     add_output_flags,
     add_training_flags,
 )
-from command_line.job_flags import REFUSED, add_job_flags, add_refused_flags
+from command_line.job_flags import add_job_flags
+from command_line.layerwise_flags import add_layerwise_flags
+from command_line.packing_flags import add_packing_flags
 from command_line.quantization_flags import add_quantization_flags
+from command_line.weight_sharing_flags import add_weight_sharing_flags
 
 if TYPE_CHECKING:
     from distiller.apputils.image_classifier import Run
 
-__all__ = ["REFUSED", "main", "make_parser", "run"]
+__all__ = ["main", "make_parser", "run"]
 
 LOG = logging.getLogger("distiller.app")
 
@@ -53,9 +58,13 @@ def make_parser() -> argparse.ArgumentParser:
     add_training_flags(parser.add_argument_group("training"))
     add_checkpoint_flags(parser)
     add_job_flags(parser)
+    add_layerwise_flags(parser)
     add_output_flags(parser.add_argument_group("output"))
+    add_distillation_flags(parser)
+    add_early_exit_flags(parser)
     add_quantization_flags(parser)
-    add_refused_flags(parser)
+    add_packing_flags(parser)
+    add_weight_sharing_flags(parser)
     return parser
 
 
@@ -131,6 +140,16 @@ def run(args: argparse.Namespace, warn_of: Sequence[str] = ()) -> None:
         return
     if args.dry_run:
         print(jobs.dry_run(args))
+        return
+    if args.plot_mixture:
+        from distiller.apputils.mixture_plot_job import plot_mixture
+
+        print("\n".join(f"Saved {path}" for path in plot_mixture(args.plot_mixture)))
+        return
+    if args.layerwise_plot:
+        from distiller.apputils.layerwise_job import redraw_layerwise
+
+        print(redraw_layerwise(args))
         return
     early = set_up_console(args.verbose)
     for text in warn_of:

@@ -1,4 +1,4 @@
-"""Flags of the jobs other than training, and those that are refused."""
+"""Flags of the jobs other than training."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ def add_job_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("jobs other than training")
     group.add_argument("-e", "--evaluate", action="store_true", help="test and exit")
     group.add_argument("--summary", action=_Summary, metavar="WHAT",
-        help="sparsity, compute, model or modules: print; png or png_w_params (with the parameters): draw "
-        "the graph into OUT_DIR/<arch>.png or <arch>_w_params.png; and exit; may be repeated")  # fmt: skip
+        help="sparsity, compute, model, modules or low-rank: print; png or png_w_params (with the "
+        "parameters): draw the graph into OUT_DIR/<arch>.png or <arch>_w_params.png; and exit; may be "
+        "repeated")  # fmt: skip
     group.add_argument("--export-onnx", nargs="?", const="model.onnx", type=not_empty, metavar="FILE",
         help="write the model with a softmax to an ONNX file, compare it in onnxruntime, and exit; a bare "
         "name is put into the run folder (default: model.onnx)")  # fmt: skip
@@ -44,32 +45,8 @@ def add_job_flags(parser: argparse.ArgumentParser) -> None:
         "of them that the MACs have been pruned by (default: %(default)s)")  # fmt: skip
 
 
-REFUSED = {
-    "early exit": ("--earlyexit_lossweights", "--earlyexit_thresholds"),
-    "knowledge distillation": (
-        "--kd-teacher", "--kd-pretrained", "--kd-resume", "--kd-temperature", "--kd-temp",
-        "--kd-distill-wt", "--kd-dw", "--kd-student-wt", "--kd-sw", "--kd-teacher-wt", "--kd-tw",
-        "--kd-start-epoch",
-    ),
-}  # fmt: skip
-"""Distiller's flags whose feature is not in this version: refused by name, never ignored."""
-
-
-def add_refused_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of Distiller that this version refuses by name."""
-    for feature, flags in REFUSED.items():
-        parser.add_argument(
-            *flags, dest="refused", action=_Refuse, nargs="*", const=feature, help=argparse.SUPPRESS
-        )
-
-
-class _Refuse(argparse.Action):
-    def __call__(self, parser, namespace, values, option_string=None):
-        parser.error(f"{option_string}: {self.const} is not available in this version")
-
-
 class _Summary(argparse.Action):
-    choices_now = ("sparsity", "compute", "model", "modules", "png", "png_w_params")
+    choices_now = ("sparsity", "compute", "model", "modules", "low-rank", "png", "png_w_params")
 
     def __call__(self, parser, namespace, values, option_string=None):
         what = str(values).lower()

@@ -6,14 +6,19 @@ Every public name, one by one. Read `distiller/interfaces.py` first.
 from distiller import (
     apputils,
     data_loggers,
+    distillation,
+    early_exit,
     export,
+    factorization,
     functional_modules,
+    layerwise,
     learning_rate,
     model_summaries,
     model_transforms,
     models,
     modules,
     norms,
+    packing,
     policy,
     pruning,
     quantization,
@@ -21,6 +26,8 @@ from distiller import (
     sensitivity,
 )
 from distiller.apputils.determinism import set_deterministic
+from distiller.apputils.inference_state import inference_state
+from distiller.apputils.packed_checkpoint import pack
 from distiller.channel_groups import ChannelGroup, ChannelGroups, find_channel_groups
 from distiller.config import config_component_from_file_by_class, dict_config, file_config
 from distiller.data_loggers.activation_channels import (
@@ -28,7 +35,9 @@ from distiller.data_loggers.activation_channels import (
     activation_channels_l1,
     activation_channels_means,
 )
+from distiller.distillation.policy import DistillationLossWeights, KnowledgeDistillationPolicy
 from distiller.dummy_input import get_dummy_input
+from distiller.early_exit.branches import EarlyExitMgr
 from distiller.errors import (
     CheckpointError,
     DatasetError,
@@ -44,6 +53,7 @@ from distiller.errors import (
     UsageError,
 )
 from distiller.export.onnx_export import export_img_classifier_to_onnx
+from distiller.factorization import factorize
 from distiller.graph import SummaryGraph
 from distiller.graph_picture import (
     create_dot_graph,
@@ -130,10 +140,13 @@ __all__ = [
     "CheckpointError",
     "CompressionScheduler",
     "DatasetError",
+    "DistillationLossWeights",
     "DistillerError",
     "DivergenceError",
+    "EarlyExitMgr",
     "EpochWindow",
     "GraphTraceError",
+    "KnowledgeDistillationPolicy",
     "LRPolicy",
     "MaskStore",
     "ParameterMasker",
@@ -179,16 +192,22 @@ __all__ = [
     "density_cols",
     "density_rows",
     "dict_config",
+    "distillation",
     "draw_img_classifier_to_file",
     "draw_model_to_file",
+    "early_exit",
     "export",
     "export_img_classifier_to_onnx",
+    "factorization",
+    "factorize",
     "file_config",
     "find_channel_groups",
     "functional_modules",
     "get_dummy_input",
     "group_threshold_mask",
     "has_children",
+    "inference_state",
+    "layerwise",
     "learning_rate",
     "mask_tensor",
     "masks_sparsity_summary",
@@ -211,6 +230,8 @@ __all__ = [
     "non_zero_channels",
     "normalize_module_name",
     "norms",
+    "pack",
+    "packing",
     "param_name_2_module_name",
     "perform_sensitivity_analysis",
     "policy",

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import distiller.factorization
 import distiller.learning_rate
 import distiller.pruning
 import distiller.quantization
 import distiller.quantization.codebook
 import distiller.quantization.training
-import distiller.regularization  # noqa: F401 - importing a package fills its registry
+import distiller.regularization
+import distiller.weight_sharing  # noqa: F401 - importing a package fills its registry
 from distiller.interfaces import Policy
 from distiller.policy import LRPolicy, PruningPolicy, QuantizationPolicy, RegularizationPolicy
 from distiller.policy_args import PruningArgs, RegularizationArgs
@@ -51,5 +53,5 @@ KINDS = (
     Kind("lr_schedulers", "lr_scheduler", LR_SCHEDULERS, LRPolicy),
     Kind("extensions", "extension", EXTENSIONS, lambda extension: extension),
 )
-LR_KIND = KINDS[3]
+LR_KIND, EXTENSION_KIND = KINDS[3:]
 assert {kind.word: kind.section for kind in KINDS} == SECTION_OF

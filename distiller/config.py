@@ -84,16 +84,19 @@ def document_config(
     if not isinstance(document.data, dict):
         raise ScheduleError(document.file, faults)
     reader = ScheduleReader(document, model, optimizer, plugins)
+    reader.foresee()
     for kind in KINDS:
         for name in sorted(reader.components_of(kind), key=reader.is_cyclic):
             reader.build(kind, name)
         if kind.section == "quantizers" and not faults and not reader.faults:
             reader.prepare_quantizers()
     result = scheduler if scheduler is not None else CompressionScheduler(model)
+    outlook, result.outlook = result.outlook, reader.outlook.joined(result.outlook)
     already = len(result.policies)
     used = reader.add_policies(result)
     if faults or reader.faults:
         del result.policies[already:]
+        result.outlook = outlook
         reader.restore_optimizer()
         raise ScheduleError(document.file, [*faults, *reader.faults])
     reader.begin_learning_rates(result)

@@ -105,7 +105,14 @@ class ForwardActs:
 
 
 class Policy:
-    """WHEN something is done. Called only in the epochs of its window; every method may be left out."""
+    """WHEN something is done. Called only in the epochs of its window; every method may be left out.
+
+    Attributes:
+        weighs_objective: it weighs the loss that the training loop computes; `before_backward_pass` calls it
+            before the others, so that what they add is not weighed.
+    """
+
+    weighs_objective: bool = False
 
     def on_epoch_begin(self, ctx: StepContext) -> None:
         """Before the first mini-batch of an active epoch."""
@@ -139,11 +146,16 @@ class Policy:
         """Whether, after epoch `ctx.epoch`, the policy has brought the model to the sparsity it ends with."""
         return True
 
+    def acts_on(self, model: nn.Module) -> tuple[str, ...]:
+        """Canonical names of the parameters that it keeps something of by name, beside pruner and regularizer."""
+        return ()
+
     def follow_thinning(self, cuts: TensorCuts) -> None:
         """Parameters became smaller: what the policy keeps of their shape must, too.
 
         Args:
-            cuts: by canonical name of a parameter or buffer, the indices that stayed, by dimension.
+            cuts: by canonical name of a parameter or buffer, the indices that stayed, by dimension; {} when
+                layers were replaced, of which the policy names none: what it knows of the structure is old.
         """
 
     def describe(self, ctx: StepContext) -> str:

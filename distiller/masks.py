@@ -213,6 +213,19 @@ class MaskStore(Mapping[str, ParameterMasker]):
             if name in self._maskers:
                 self._maskers[name].follow_thinning(kept)
 
+    def follow_replacement(self, before: Mapping[str, nn.Parameter]) -> None:
+        """Layers were replaced: masks of parameters that are gone end; those that stay may have other names.
+
+        Args:
+            before: the model's parameters by canonical name, as they were.
+        """
+        entries = {id(before[name]): entry for name, entry in self._maskers.items()}
+        self._maskers = {}
+        for name, param in named_parameters(self._model):
+            self._maskers[name] = entries.get(id(param)) or ParameterMasker(name)
+            self._maskers[name].param_name = name
+        self.refresh()
+
     def state_dict(self) -> dict[str, Any]:
         """Masks (bool where they are 0/1) and rules by parameter and slot, and dense copies kept aside."""
         entries = {name: entry for name, entry in self._maskers.items() if entry.slots}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from distiller.dummy_input import get_dummy_input
 from distiller.errors import UsageError
+from distiller.factorization.summary import low_rank_summary
 from distiller.graph import Op, SummaryGraph
 from distiller.graph_picture import draw_img_classifier_to_file
 from distiller.macs import count_macs
@@ -34,7 +35,7 @@ from distiller.tensor_stats import (
 
 PICTURES = {"png": "", "png_w_params": "_w_params"}
 """The summaries that are pictures of the graph, and what their files' names have behind the model's."""
-SUMMARIES = ("sparsity", "compute", "model", "modules", *PICTURES)
+SUMMARIES = ("sparsity", "compute", "model", "modules", "low-rank", *PICTURES)
 
 
 def model_summary(
@@ -44,8 +45,8 @@ def model_summary(
 
     Args:
         model: any model.
-        what: sparsity, compute, model, modules, png or png_w_params.
-        dataset: the data set whose image shape `compute` and pictures take; default the model's
+        what: sparsity, compute, model, modules, low-rank, png or png_w_params.
+        dataset: the data set whose image shape `compute`, `low-rank` and pictures take; default the model's
             `input_shape`.
         logdir: an existing folder for `weights_sparsity.csv`, written by `sparsity`; default none. The
             folder, made when missing, for pictures, `<arch>.png` and `<arch>_w_params.png`; default the
@@ -59,9 +60,11 @@ def model_summary(
         if logdir is not None:
             weights_sparsity_levels(model).to_csv(Path(logdir) / "weights_sparsity.csv", index=False)
         return weights_sparsity_tbl_summary(model)
-    if what == "compute":
+    if what in ("compute", "low-rank"):
         shape = getattr(unwrap(model), "input_shape", None)
         dummy_input = get_dummy_input(dataset, device=_device(model), input_shape=shape)
+        if what == "low-rank":
+            return _table(low_rank_summary(model, dummy_input), ("", "", "", "", ".1f"))
         return model_performance_tbl_summary(model, dummy_input)
     if what == "model":
         return str(model)

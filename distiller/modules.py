@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distiller.branch_points import BranchPoint as BranchPoint  # Distiller has it here
+
 __all__ = [
     "BatchMatmul",
     "Chunk",

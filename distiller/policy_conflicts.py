@@ -3,13 +3,14 @@
     two pruners     | one parameter, in overlapping epochs: each would put its masks over the other's
     one that gates  | and one that masks a parameter in the forward pass only (`ForwardActs`)
     one extension   | twice, in overlapping epochs: it would be called twice at every step
+    two that weigh  | the loss of the training loop, in overlapping epochs: one would weigh the other's
 
 Knows nothing about YAML, or how masks and gates act.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -23,13 +24,17 @@ if TYPE_CHECKING:
 __all__ = ["refuse_conflicts"]
 
 
-def refuse_conflicts(new: ScheduledPolicy, others: Sequence[ScheduledPolicy], model: nn.Module) -> None:
+def refuse_conflicts(
+    new: ScheduledPolicy,
+    others: Sequence[ScheduledPolicy],
+    model_of: Callable[[ScheduledPolicy], nn.Module],
+) -> None:
     """See to it that a policy can go together with others.
 
     Args:
         new: the policy.
         others: those that are there already.
-        model: what all of them act on.
+        model_of: the model that a policy acts on.
 
     Raises:
         PolicyConflictError: it cannot; names both, with their epochs.
@@ -41,24 +46,33 @@ def refuse_conflicts(new: ScheduledPolicy, others: Sequence[ScheduledPolicy], mo
                     f"{_shown(new)} is in another policy of overlapping epochs {_epochs(old)} already, and "
                     "would be called twice at every step; keep one, or make a second instance of it"
                 )
-            _refuse_two_pruners(old, new, model)
-        _refuse_gating(old, new, model)
-        _refuse_gating(new, old, model)
+            if old.policy.weighs_objective and new.policy.weighs_objective:
+                raise PolicyConflictError(
+                    f"{_shown(old)} and {_shown(new)} both weigh the loss of the labels; let one end before "
+                    "the other begins, or make one of them (a distillation may have several teachers)"
+                )
+            _refuse_two_pruners(old, new, model_of)
+        _refuse_gating(old, new, model_of)
+        _refuse_gating(new, old, model_of)
 
 
-def _refuse_two_pruners(old: ScheduledPolicy, new: ScheduledPolicy, model: nn.Module) -> None:
+def _refuse_two_pruners(
+    old: ScheduledPolicy, new: ScheduledPolicy, model_of: Callable[[ScheduledPolicy], nn.Module]
+) -> None:
     if not isinstance(old.policy, PruningPolicy) or not isinstance(new.policy, PruningPolicy):
         return
-    shared = set(new.policy.selected(model)).intersection(old.policy.selected(model))
+    shared = set(new.policy.selected(model_of(new))).intersection(old.policy.selected(model_of(old)))
     if shared:
         raise PolicyConflictError(
             f"{_shown(old)} and {_shown(new)} both prune {_some(shared)}; let one end before the other begins"
         )
 
 
-def _refuse_gating(gating: ScheduledPolicy, masking: ScheduledPolicy, model: nn.Module) -> None:
-    acts = masking.policy.forward_acts(model)
-    shared = gating.policy.forward_acts(model).gates & acts.masks
+def _refuse_gating(
+    gating: ScheduledPolicy, masking: ScheduledPolicy, model_of: Callable[[ScheduledPolicy], nn.Module]
+) -> None:
+    acts = masking.policy.forward_acts(model_of(masking))
+    shared = gating.policy.forward_acts(model_of(gating)).gates & acts.masks
     if not shared:
         return
     if _overlap(gating, masking):

@@ -5,6 +5,7 @@ Knows nothing about files; a document may also be a dict.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Collection
 from functools import partial
@@ -13,9 +14,10 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from distiller.component_kinds import KINDS, LR_KIND, Kind
+from distiller.component_kinds import EXTENSION_KIND, KINDS, LR_KIND, Kind
 from distiller.errors import DistillerError, Fault, UnknownNameError, did_you_mean
 from distiller.interfaces import EpochWindow, Policy
+from distiller.layer_replacement import LayerReplacer
 from distiller.learning_rate import check_arguments, copy_groups, put_back_groups, rehearse
 from distiller.names import is_pattern
 from distiller.policy import LRPolicy
@@ -26,6 +28,7 @@ from distiller.schedule_shape import CYCLIC, WINDOW_KEYS, policy_faults
 from distiller.schedule_yaml import Document, Path_, plain
 from distiller.scheduler import CompressionScheduler, make_window
 from distiller.signatures import check_settings, injected, takes
+from distiller.structure_outlook import StructureOutlook
 
 
 class ScheduleReader:
@@ -47,6 +50,7 @@ class ScheduleReader:
         self._makers: dict[Path_, partial[Any]] = {}
         self._groups = copy_groups(optimizer)
         self._first_rates: dict[Path_, list[dict[str, Any]]] = {}
+        self.outlook = StructureOutlook(model if model is not None else nn.Module())
 
     def components_of(self, kind: Kind) -> dict[str, dict[str, Any]]:
         """The components of one section that are given in the right shape."""
@@ -68,6 +72,8 @@ class ScheduleReader:
     def build(self, kind: Kind, name: str) -> None:
         """Instantiate one component, or note why it cannot be."""
         path: Path_ = (kind.section, name)
+        if path in self.components or path in self._broken:
+            return
         settings = dict(self.document.data[kind.section][name])
         class_name = settings.pop("class")
         before = len(self.faults)
@@ -85,6 +91,30 @@ class ScheduleReader:
                 self._instantiate(path, factory, settings)
         if len(self.faults) > before:
             self._broken.add(path)
+
+    def foresee(self) -> None:
+        """Build the extensions that replace layers: all else is of the model as they will make it."""
+        replacing = [
+            name
+            for name, settings in self.components_of(EXTENSION_KIND).items()
+            if self._replaces_layers(settings["class"])
+        ]
+        for name in replacing:
+            path: Path_ = (EXTENSION_KIND.section, name)
+            self.build(EXTENSION_KIND, name)
+            for window in self._windows(path) if path in self.components else ():
+                self.outlook.add(self.components[path], window)
+        if not self.outlook:
+            return
+        for name in self.components_of(KINDS[0]):
+            path = (KINDS[0].section, name)
+            if self._windows(path):
+                self._fault(
+                    path,
+                    f"prepares the model when the schedule is read, and '{replacing[0]}' replaces layers "
+                    f"later; do it in two runs: give the checkpoint of '{replacing[0]}' to the quantizer's "
+                    "schedule, with --exp-load-weights-from",
+                )
 
     def prepare_quantizers(self) -> None:
         """Let the quantizers that have a policy prepare the model.
@@ -160,7 +190,7 @@ class ScheduleReader:
             if name == "name":
                 settings[name] = str(path[1])
             elif self._supplied[name] is not None:
-                settings[name] = self._supplied[name]
+                settings[name] = self._model_for(path) if name == "model" else self._supplied[name]
         sets_rates = path[0] == LR_KIND.section
         try:
             self.components[path] = factory(**settings)
@@ -188,7 +218,7 @@ class ScheduleReader:
         epochs = self._window(path, window)
         if epochs is not None and kind is LR_KIND:
             self._rehearse(target, epochs)
-        made = self._make_policy(kind, (*path, kind.word, "args"), target, args)
+        made = self._make_policy(kind, (*path, kind.word, "args"), target, args, epochs)
         if made is None or epochs is None:
             return
         settings = {**self.document.data[target[0]][target[1]], **({"args": args} if args else {})}
@@ -198,6 +228,34 @@ class ScheduleReader:
             text, inner = str(error), (*path, kind.word)
             at = self.document.find_mentioned(inner, text) if isinstance(error, PolicyArgsError) else path
             self._fault(at, text)
+
+    def _replaces_layers(self, class_name: str) -> bool:
+        try:
+            factory = EXTENSION_KIND.registry.look_up(class_name, self._plugins)
+        except UnknownNameError:
+            return False  # told when it is built
+        return inspect.isclass(factory) and issubclass(factory, LayerReplacer)
+
+    def _windows(self, path: Path_) -> list[EpochWindow]:
+        """Those of the policies that use a component; what is wrong with one is told when it is added."""
+        word = next(kind.word for kind in KINDS if kind.section == path[0])
+        policies = self.document.data.get("policies")
+        windows = []
+        for policy in policies if isinstance(policies, list) else []:
+            spec = policy.get(word) if isinstance(policy, dict) else None
+            if not isinstance(spec, dict) or str(spec.get("instance_name")) != str(path[1]):
+                continue
+            try:
+                given = {key: policy[key] for key in WINDOW_KEYS if policy.get(key) is not None}
+                windows.append(make_window(**given))
+            except (DistillerError, TypeError):
+                continue
+        return windows
+
+    def _model_for(self, path: Path_) -> nn.Module:
+        """The model that a component is made for: that of the first epoch it is used in."""
+        starts = [window.start for window in self._windows(path)] if self.outlook else []
+        return self.outlook.model_at(min(starts)) if starts else self._supplied["model"]
 
     def _window(self, path: Path_, window: dict[str, Any]) -> EpochWindow | None:
         try:
@@ -214,7 +272,7 @@ class ScheduleReader:
             self._fault(self.document.find_mentioned(target, str(error)), str(error))
 
     def _make_policy(
-        self, kind: Kind, args_path: Path_, target: Path_, args: dict[str, Any]
+        self, kind: Kind, args_path: Path_, target: Path_, args: dict[str, Any], epochs: EpochWindow | None
     ) -> Policy | None:
         """A policy that the model has room for, or None and faults."""
         faults = check_settings(kind.args, args) if kind.args else [((key,), "unknown") for key in args]
@@ -230,7 +288,7 @@ class ScheduleReader:
         roots = (args_path, target) if args else (target,)
         try:
             made = kind.make_policy(component, args) if kind.args else kind.make_policy(component)
-            made.check(self._supplied["model"])
+            self.outlook.check_model(made, epochs or EpochWindow((0,)))
         except UnknownNameError as error:
             self._unknown_names(target, error, args_path if args else None)
         except PolicyArgsError as error:

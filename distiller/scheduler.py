@@ -9,7 +9,7 @@ import logging
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import NoneType
 from typing import Any
 
@@ -19,10 +19,12 @@ from torch.optim import Optimizer
 
 from distiller.errors import CheckpointError, DistillerError, UsageError, require
 from distiller.interfaces import EpochWindow, LossComponent, Policy, PolicyLoss, StepContext
+from distiller.layer_replacement import LayerReplacer
 from distiller.masks import MaskStore, ParameterMasker, create_model_masks_dict
 from distiller.names import named_parameters, strip_wrappers
 from distiller.policy import PruningPolicy
 from distiller.policy_conflicts import refuse_conflicts
+from distiller.structure_outlook import StructureOutlook
 
 _LOG = logging.getLogger(__name__)
 
@@ -70,6 +72,7 @@ class CompressionScheduler:
         )
         self.model = model
         self.masks = MaskStore(model)
+        self.outlook = StructureOutlook(model)
         self.policies: list[ScheduledPolicy] = []
         if zeros_mask_dict:
             tensors = {name: getattr(mask, "mask", mask) for name, mask in zeros_mask_dict.items()}
@@ -102,10 +105,10 @@ class CompressionScheduler:
         """
         require(policy, Policy, "add_policy: policy", "a Policy")
         window = make_window(epochs, starting_epoch, ending_epoch, frequency)
-        policy.check(self.model)
-        policy.check_epochs(window)
         entry = ScheduledPolicy(policy, window, name or type(policy).__name__, dict(settings or {}))
-        refuse_conflicts(entry, self.policies, self.model)
+        self.outlook.check(entry, self.policies)
+        policy.check_epochs(window)
+        refuse_conflicts(entry, self.policies, lambda own: self.outlook.model_at(own.window.start))
         self.policies.append(entry)
 
     @property
@@ -130,7 +133,8 @@ class CompressionScheduler:
         if epoch < 0:
             raise UsageError(f"on_epoch_begin: epoch: must be 0 or more, got {epoch}")
         self.masks.refresh()
-        for entry in self._active(epoch):
+        # Those that replace layers come first: all others act on the model of this epoch.
+        for entry in sorted(self._active(epoch), key=lambda own: not isinstance(own.policy, LayerReplacer)):
             entry.policy.on_epoch_begin(self._context(entry, epoch, optimizer))
 
     def on_minibatch_begin(
@@ -154,11 +158,13 @@ class CompressionScheduler:
     ) -> Tensor | PolicyLoss:
         """After the forward pass: the loss to differentiate, each policy adding to the one before.
 
+        A policy that weighs the loop's own loss comes first, wherever it stands in the schedule.
+
         Returns:
             The loss, or with `return_loss_components` a PolicyLoss with every part added.
         """
         components: list[LossComponent] = []
-        for entry in self._active(epoch):
+        for entry in sorted(self._active(epoch), key=lambda entry: not entry.policy.weighs_objective):
             ctx = self._context(entry, epoch, optimizer, minibatch_id, minibatches_per_epoch)
             policy_loss = entry.policy.before_backward_pass(ctx, loss)
             if policy_loss is not None:
@@ -233,7 +239,9 @@ class CompressionScheduler:
                     f"{window.last}; {epochs}"
                 )
             if window.acts_between(start, end) and isinstance(entry.policy, PruningPolicy):
-                small = entry.policy.never_pruned(self._context(entry, start, None))
+                at = max(start, window.start)
+                ctx = replace(self._context(entry, start, None), model=self.outlook.model_at(at))
+                small = entry.policy.never_pruned(ctx)
                 if small:
                     notes.append(
                         f"{entry.name}: prunes nothing of {', '.join(small)}: too small for the sparsity "
@@ -243,9 +251,11 @@ class CompressionScheduler:
 
     def describe(self, epoch: int, optimizer: Optimizer | None = None) -> list[str]:
         """One line a policy that is active in `epoch`: what it touches, and how."""
+        active = self._active(epoch)
+        model = self.outlook.model_at(epoch)
+        contexts = [replace(self._context(entry, epoch, optimizer), model=model) for entry in active]
         return [
-            f"{entry.name}: {entry.policy.describe(self._context(entry, epoch, optimizer))}"
-            for entry in self._active(epoch)
+            f"{entry.name}: {entry.policy.describe(ctx)}" for entry, ctx in zip(active, contexts, strict=True)
         ]
 
     def state_dict(self) -> dict[str, Any]:

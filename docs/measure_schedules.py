@@ -6,7 +6,8 @@
     python -m docs.measure_schedules --headers        # nothing; only write headers and index anew
 
 The results of a run with `-n NAME` are docs/results/MODEL_DATASET/NAME.json. CHECKPOINT in a command is that
-of the run with `-n dense` of the same model and data, which is run first when it is not there.
+of the run with `-n dense` of the same model and data, which is run first when it is not there; TEACHER that
+of the `--kd-teacher`.
 Knows nothing about training: each run is a process of its own.
 """
 
@@ -110,9 +111,8 @@ def run(schedule: Shipped) -> None:
         subprocess.CalledProcessError: it failed.
     """
     assert schedule.results is not None
-    flags = schedule.flags
-    if "CHECKPOINT" in flags:
-        flags[flags.index("CHECKPOINT")] = str(latest_checkpoint(_dense(schedule)))
+    found = {word: str(latest_checkpoint(dense)) for word, dense in _needed(schedule).items()}
+    flags = [found.get(flag, flag) for flag in schedule.flags]
     folder = logs_of(schedule.results)
     command = [sys.executable, "compress_classifier.py", *flags, "-o", str(folder), "-p", "200"]
     sys.stdout.write(f"{shlex.join(command)}\n")
@@ -144,13 +144,13 @@ def measure(chosen: Sequence[Shipped], everything: Sequence[Shipped], *, again: 
             and schedule.results is not None
             and (again or not schedule.results.exists())
         ):
-            dense = schedule.results.with_stem("dense")
-            if "CHECKPOINT" in schedule.flags and latest_checkpoint(dense) is None:
-                todo[dense] = by_results[dense]
+            for dense in _needed(schedule).values():
+                if latest_checkpoint(dense) is None:
+                    todo[dense] = by_results[dense]
             todo[schedule.results] = schedule
     failed: list[str] = []
     for schedule in todo.values():
-        if "CHECKPOINT" in schedule.flags and latest_checkpoint(_dense(schedule)) is None:
+        if any(latest_checkpoint(dense) is None for dense in _needed(schedule).values()):
             continue  # its baseline has failed
         try:
             run(schedule)
@@ -160,10 +160,16 @@ def measure(chosen: Sequence[Shipped], everything: Sequence[Shipped], *, again: 
     return failed
 
 
-def _dense(schedule: Shipped) -> Path:
-    """The results of the dense network of the same model and data."""
+def _needed(schedule: Shipped) -> dict[str, Path]:
+    """By each word of the command that a checkpoint stands for, the results of the dense network it is of."""
     assert schedule.results is not None
-    return schedule.results.with_stem("dense")
+    flags, needed = schedule.flags, {}
+    if "CHECKPOINT" in flags:
+        needed["CHECKPOINT"] = schedule.results.with_stem("dense")
+    if "TEACHER" in flags:
+        arch, dataset = (flags[flags.index(flag) + 1] for flag in ("--kd-teacher", "--dataset"))
+        needed["TEACHER"] = schedule.results.parents[1] / f"{arch}_{dataset.replace('-', '_')}" / "dense.json"
+    return needed
 
 
 def main() -> None:

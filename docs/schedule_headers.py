@@ -118,19 +118,20 @@ def measured_block(schedule: Shipped) -> str:
         lines.append(f"#   {_accuracy(measured)}")
         return "\n".join(lines) + "\n"
     entries = card.get("structures", [])
-    is_thinned = card.get("is_thinned", False)
+    is_thinned, is_factored = card.get("is_thinned", False), card.get("is_factored", False)
     is_quantized = any("quantizer" in policy for policy in schedule.data["policies"])
     # Quantization rounds small weights to zero by itself.
     is_pruned = (not is_quantized and measured["weight_sparsity"] >= 0.01) or any(
         entry["count"] for entry in entries
     )
     done = "thinned" if is_thinned else "pruned" if is_pruned else "quantized" if is_quantized else "trained"
+    done = "factored" if is_factored else done
     lines += [
         f"#   dense     {_accuracy(dense)}",
         f"#   {done:9} {_accuracy(measured)}",
     ]
-    if is_thinned:
-        lines += _thinned_lines(card)
+    if is_thinned or is_factored:
+        lines += _smaller_lines(card)
     if is_quantized:
         lines += [
             f"#   weights packed at their bits {measured['bytes_quantized']:,} bytes of "
@@ -142,7 +143,9 @@ def measured_block(schedule: Shipped) -> str:
             f"#   sparsity of the weights {100 * measured['weight_sparsity']:.2f} %, "
             f"{measured['nonzeros']:,} non-zero parameters of {measured['parameters']:,};",
             f"#   stored sparse {measured['bytes_sparse']:,} bytes of {measured['bytes_dense']:,}; "
-            + ("zeros are multiplied" if is_thinned else "latency unchanged (zeros are multiplied)"),
+            + ("zeros" if is_thinned or is_factored else "latency unchanged (zeros")
+            + " are multiplied"
+            + ("" if is_thinned or is_factored else ")"),
         ]
     for text in _structure_lines(entries):
         lines += textwrap.wrap(text, _WIDTH, initial_indent="#   ", subsequent_indent="#     ")
@@ -193,8 +196,8 @@ def classes_of(data: Mapping[str, Any]) -> list[str]:
     )
 
 
-def _thinned_lines(card: Mapping[str, Any]) -> list[str]:
-    """What is gone from a thinned network, and how much faster it really is."""
+def _smaller_lines(card: Mapping[str, Any]) -> list[str]:
+    """What is gone from a thinned or factored network, and how much faster it really is."""
     measured, dense, ratios = card["measured"], card["reference"], card["ratios"]
     single, batch = measured["latency_single"], measured["latency_batch"]
     return [
@@ -208,7 +211,7 @@ def _thinned_lines(card: Mapping[str, Any]) -> list[str]:
 
 
 def _removed(card: Mapping[str, Any]) -> list[str]:
-    if not card.get("is_thinned", False):
+    if not (card.get("is_thinned", False) or card.get("is_factored", False)):
         return []
     return [f"{card['ratios']['macs']:.2f}x fewer MACs, {card['ratios']['latency_batch']:.2f}x faster"]
 

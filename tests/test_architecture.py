@@ -14,12 +14,12 @@ FILES = sorted(LIBRARY.rglob("*.py"))
 
 # Lower layers first; a file may import from its own layer and those before it.
 LAYERS = (
-    ("errors", "registry", "atomic_file", "tensor_cuts", "thinned_layers", "epoch_window", "interfaces", "names", "masks", "norms", "tensor_stats", "modules",
+    ("errors", "registry", "atomic_file", "tensor_cuts", "thinned_layers", "epoch_window", "interfaces", "layer_replacement", "names", "masks", "norms", "tensor_stats", "branch_points", "modules",
      "dataset_facts", "dummy_input", "evaluation_mode", "legacy_names", "observation", "docstrings"),
     ("macs", "graph_facts", "graph_trace", "graph_ops", "graph", "graph_picture", "channel_groups", "thinning", "functional_modules", "model_transforms", "schedule_yaml", "schedule_shape", "signatures", "models"),
-    ("pruning", "regularization", "data_loggers", "quantization", "learning_rate"),
-    ("policy_args", "policy", "policy_conflicts", "scheduler", "component_kinds", "schedule_reader", "config", "schedule_schema", "model_summaries"),
-    ("sensitivity", "export", "greedy"),
+    ("pruning", "regularization", "data_loggers", "quantization", "learning_rate", "factorization", "distillation", "weight_sharing", "early_exit", "packing"),
+    ("policy_args", "policy", "policy_conflicts", "structure_outlook", "scheduler", "component_kinds", "schedule_reader", "config", "schedule_schema", "model_summaries"),
+    ("sensitivity", "export", "layerwise", "greedy"),
     ("apputils",),
 )  # fmt: skip
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}

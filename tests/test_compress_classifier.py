@@ -62,6 +62,16 @@ ACCEPTED = [
     (["--thinnify"], SWITCH, "thinnify", True, False),
     (["--load-serialized"], SWITCH, "load_serialized", True, False),
     (["--channels-last"], SWITCH, "channels_last", True, False),
+    (["--kd-teacher"], "ResNet18", "kd_teacher", "resnet18", None),
+    (["--kd-pretrained"], SWITCH, "kd_pretrained", True, False),
+    (["--kd-resume"], "a.pth.tar", "kd_resume", "a.pth.tar", None),
+    (["--kd-temperature", "--kd-temp"], "4", "kd_temperature", 4.0, 1.0),
+    (["--kd-distill-wt", "--kd-dw"], "0.7", "kd_distill_wt", 0.7, 0.5),
+    (["--kd-student-wt", "--kd-sw"], "0.3", "kd_student_wt", 0.3, 0.5),
+    (["--kd-teacher-wt", "--kd-tw"], "0.1", "kd_teacher_wt", 0.1, 0.0),
+    (["--kd-start-epoch"], "3", "kd_start_epoch", 3, 0),
+    (["--earlyexit_lossweights", "--earlyexit-lossweights"], "0.4", "earlyexit_lossweights", [0.4], None),
+    (["--earlyexit_thresholds", "--earlyexit-thresholds"], "0.4", "earlyexit_thresholds", [0.4], None),
     *flags_of_quantization.ACCEPTED,
 ]
 ADDED = [
@@ -72,24 +82,26 @@ ADDED = [
     (["--dry-run"], SWITCH, "dry_run", True, False),
     (["--plugin"], "mine", "plugin", ["mine"], []),
     (["--sense-resume"], "logs/x", "sense_resume", "logs/x", None),
+    (["--pack"], "x.dsz", "pack", "x.dsz", None),
+    (["--unpack"], "x.dsz", "unpack", "x.dsz", None),
+    (["--layerwise"], "prune,SVD+quant", "layerwise", ("prune", "svd+quant"), None),
+    (["--layerwise-bits"], "4", "layerwise_bits", [4], []),
+    (["--layerwise-layers"], "fc*", "layerwise_layers", ["fc*"], []),
+    (["--layerwise-resume"], "logs/x", "layerwise_resume", "logs/x", None),
+    (["--layerwise-plot"], "logs/x", "layerwise_plot", "logs/x", None),
+    (["--kd-chain"], "VGG13,mine:Net", "kd_chain", ["vgg13", "mine:Net"], None),
+    (["--kd-chain-resume"], "logs/x", "kd_chain_resume", "logs/x", None),
+    (["--kd-loss"], "cross_entropy", "kd_loss", "cross_entropy", "kl"),
+    (["--kd-no-t-squared"], SWITCH, "kd_no_t_squared", True, False),
+    (["--kd-no-labels"], SWITCH, "kd_no_labels", True, False),
+    (["--kd-half"], SWITCH, "kd_half", True, False),
+    (["--kd-no-cache"], SWITCH, "kd_no_cache", True, False),
+    (["--earlyexit-layers"], "layer1.2", "earlyexit_layers", ["layer1.2"], None),
+    (["--earlyexit-criterion"], "Confidence", "earlyexit_criterion", "confidence", "entropy"),
+    (["--earlyexit-max-drop"], "0.5", "earlyexit_max_drop", 0.5, None),
+    (["--earlyexit-shares"], "0.5", "earlyexit_shares", [0.5], None),
     *flags_of_quantization.ADDED,
 ]
-REFUSED = {
-    "--earlyexit_lossweights": "early exit",
-    "--earlyexit_thresholds": "early exit",
-    "--kd-teacher": "knowledge distillation",
-    "--kd-pretrained": "knowledge distillation",
-    "--kd-resume": "knowledge distillation",
-    "--kd-temperature": "knowledge distillation",
-    "--kd-temp": "knowledge distillation",
-    "--kd-distill-wt": "knowledge distillation",
-    "--kd-dw": "knowledge distillation",
-    "--kd-student-wt": "knowledge distillation",
-    "--kd-sw": "knowledge distillation",
-    "--kd-teacher-wt": "knowledge distillation",
-    "--kd-tw": "knowledge distillation",
-    "--kd-start-epoch": "knowledge distillation",
-}
 SPELLINGS = [
     (flag, value, dest, parsed) for flags, value, dest, parsed, _ in ACCEPTED + ADDED for flag in flags
 ]
@@ -122,28 +134,18 @@ def test_defaults_are_those_of_distiller():
     args = vars(parse())
     assert args.pop("data") is None
     assert args.pop("sense_range") == [0.0, 0.95, 0.05]
-    assert args.pop("refused") is None
+    assert args.pop("fractions") == [0.0, 0.9, 0.1]
     assert args == {dest: default for _, _, dest, _, default in ACCEPTED + ADDED}
 
 
-@pytest.mark.parametrize("flag", REFUSED)
-@pytest.mark.parametrize("values", [[], ["1"], ["0.5", "0.7"]], ids=["bare", "value", "values"])
-def test_a_flag_without_its_feature_is_refused_by_name(capsys, flag, values):
-    assert message(capsys, flag, *values) == f"{flag}: {REFUSED[flag]} is not available in this version"
-
-
-def test_a_refused_flag_may_have_its_value_attached(capsys):
-    assert message(capsys, "--kd-teacher=resnet18").startswith("--kd-teacher: knowledge distillation")
-
-
 def test_there_is_no_other_flag():
-    known = {flag for flag, _, _, _ in SPELLINGS} | REFUSED.keys() | {"--sense-range", "-h", "--help"}
+    known = {flag for flag, _, _, _ in SPELLINGS} | {"--sense-range", "--fractions", "-h", "--help"}
     assert {flag for action in make_parser()._actions for flag in action.option_strings} == known
 
 
 def test_an_unknown_summary(capsys):
     assert message(capsys, "--summary", "size") == (
-        "argument --summary: invalid choice: 'size' (choose from sparsity, compute, model, modules, png, "
+        "argument --summary: invalid choice: 'size' (choose from sparsity, compute, model, modules, low-rank, png, "
         "png_w_params)"
     )
 
@@ -189,6 +191,8 @@ def test_a_dotted_path_keeps_its_capitals():
         ("--qe-config-file", "qe_config_file"),
         ("--sense-resume", "sense_resume"),
         ("--qe-resume", "qe_resume"),
+        ("--kd-resume", "kd_resume"),
+        ("--kd-chain-resume", "kd_chain_resume"),
         ("-o", "output_dir"),
     ],
 )
@@ -322,7 +326,6 @@ def test_help_imports_no_torch_and_hides_what_is_not_available():
     for flags, *_ in ACCEPTED + ADDED:
         for flag in flags:
             assert flag == "--resume" or flag in done.stdout
-    assert not any(f"{flag} " in done.stdout or f"{flag}\n" in done.stdout for flag in REFUSED)
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-"])

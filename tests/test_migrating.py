@@ -160,22 +160,18 @@ def test_every_flag_is_listed_with_its_state():
     """Which flags Distiller has, `tests/test_compress_classifier.py` says; the parser has them all."""
     listed = states(part("Command line"), "flag")
     (new,) = re.findall(r"^New flags: ([^\n]*)", TEXT, re.MULTILINE)
-    refused = {flag for flags in compress_classifier.REFUSED.values() for flag in flags}
     known = set(compress_classifier.make_parser()._option_string_actions) - {"-h", "--help"}
-    assert by_state(listed, MISSING) == refused
-    assert by_state(listed, AVAILABLE) - {"DATASET_DIR"} == known - refused - set(names(new))
+    assert by_state(listed, MISSING) == set()
+    assert by_state(listed, AVAILABLE) - {"DATASET_DIR"} == known - set(names(new))
     assert set(names(new)) <= known
 
 
 def test_a_flag_stands_in_one_row_with_its_other_spellings():
     parser = compress_classifier.make_parser()
-    refused = {flag for flags in compress_classifier.REFUSED.values() for flag in flags}
-    for first, state, _ in rows(part("Command line")):
-        if state == AVAILABLE and names(first) != ["DATASET_DIR"]:
+    for first, _, _ in rows(part("Command line")):
+        if names(first) != ["DATASET_DIR"]:
             (action,) = {parser._option_string_actions[flag] for flag in names(first)}
             assert action.option_strings == names(first)
-        else:
-            assert set(names(first)) <= refused | {"DATASET_DIR"}
 
 
 def test_the_summaries_are_those_of_the_program():

@@ -271,7 +271,10 @@ def test_the_tables_of_the_graph_as_texts(branched):
 def test_an_unknown_summary_is_refused(tiny_cnn):
     with pytest.raises(UsageError) as caught:
         model_summary(tiny_cnn, "sparse")
-    message = "model_summary: unknown summary 'sparse'; there are sparsity, compute, model, modules, png, png_w_params"
+    message = (
+        "model_summary: unknown summary 'sparse'; there are sparsity, compute, model, modules, low-rank, png, "
+        "png_w_params"
+    )
     assert str(caught.value) == message
 
 

@@ -178,11 +178,6 @@ def test_the_schedule_loads_and_its_faults_are_told_as_shown(tmp_path, monkeypat
     assert f"ScheduleError: {caught.value}\n" == message
 
 
-def test_what_is_said_to_be_missing_is_missing():
-    assert "knowledge distillation and early\nexit" in README
-    assert {"knowledge distillation", "early exit"} <= set(compress_classifier.REFUSED)
-
-
 def test_the_results_are_those_that_are_committed():
     folder = ROOT / "docs/results/lenet5_fashion_mnist"
     for name in ("dense", "agp", "int8"):

@@ -26,6 +26,7 @@ from distiller.apputils.checkpoint_format import (
 from distiller.apputils.checkpoint_schema import key_path, unlike
 from distiller.apputils.legacy_checkpoint import legacy_fields, load_plain
 from distiller.apputils.optimizer_state import restore_optimizer
+from distiller.apputils.packed_checkpoint import is_packed, read_packed_checkpoint
 from distiller.apputils.rng_state import capture_rng_state, restore_rng_state
 from distiller.apputils.structure import (
     is_other_arch,
@@ -36,6 +37,7 @@ from distiller.apputils.structure import (
 )
 from distiller.atomic_file import replacing
 from distiller.errors import CheckpointError, DistillerError, require
+from distiller.factorization.replacement import factorizations_of
 from distiller.masks import MaskStore
 from distiller.models import create_model
 from distiller.names import canonical_state_dict, unwrap
@@ -82,8 +84,8 @@ def save_checkpoint(
     Args:
         epoch: the epoch that was finished, from 0.
         arch: the model's name.
-        model: its weights, and its attributes `dataset`, `input_shape`, `thinning_recipes` and
-            `quantizer_metadata` where it has them.
+        model: its weights, and its attributes `dataset`, `input_shape`, `thinning_recipes`,
+            `factorization_recipes` and `quantizer_metadata` where it has them.
         extras: plain data to keep; a `quantizer_metadata` in it takes the place of the model's.
         name: prefix of the file names.
         dir: an existing folder.
@@ -123,7 +125,7 @@ def write_document(document: Mapping[str, Any], path: Path) -> None:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint of ours, a Distiller `.pth.tar`, or a file of weights only.
+    """Read a checkpoint of ours, a packed file, a Distiller `.pth.tar`, or a file of weights only.
 
     Raises:
         CheckpointError: the file is missing, empty, cut off, damaged, not a checkpoint, of a
@@ -132,6 +134,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     require(path, (str, os.PathLike), "checkpoint: file", "a path")
     path = Path(path)
+    if is_packed(path):
+        return read_packed_checkpoint(path)
     document = load_plain(path)
     if isinstance(document, dict) and (
         isinstance(document.get("format"), str) or "format_version" in document
@@ -143,8 +147,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 def load_state(model: nn.Module, checkpoint: Checkpoint, strict: bool = True) -> None:
     """Copy a checkpoint's weights into a model, by canonical names.
 
-    A model that is not as thin as the checkpoint's was is thinned alike first. A model that the weights do
-    not fit stays as it is, in structure too.
+    A model that is not as thin, or factored, as the checkpoint's was is made so first. A model that the
+    weights do not fit stays as it is, in structure too.
     `num_batches_tracked` may be missing, as in files from before PyTorch 0.4.1.
 
     Args:
@@ -315,6 +319,8 @@ def _reason_and_remedy(model: nn.Module, checkpoint: Checkpoint, forms_differ: b
         return "is of another model", f"create the model as '{checkpoint.arch}'"
     if len(recipes_of(model)) > len(checkpoint.thinning_recipes) and forms_differ:
         return "is of the model before it was thinned", "create the model anew, or give a later checkpoint"
+    if len(factorizations_of(model)) > len(checkpoint.factorization_recipes):
+        return "is of the model before it was factored", "create the model anew, or give a later checkpoint"
     if checkpoint.quantizer is not None and _awaits_quantization(model, checkpoint.state_dict):
         return (
             f"is of a model that {checkpoint.quantizer['class']} has prepared",

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from distiller.apputils.checkpoint_schema import check_document, shown
 from distiller.apputils.rng_state import capture_rng_state
 from distiller.errors import CheckpointError
+from distiller.factorization.recipe import FactorizationRecipe
 from distiller.names import canonical_state_dict, named_parameters, unwrap
 from distiller.thinning import ThinningRecipe
 
@@ -54,6 +55,9 @@ class Checkpoint:
             files masks belong to `scheduler`, and this is empty.
         quantizer: `class` (name) of the quantizer that prepared the model, and its arguments.
         thinning_recipes: what was physically removed, in order.
+        factorization_recipes: which layers became which factors, in order, each with the number of thinning
+            recipes that came before it.
+        early_exits: of each exit that was attached by naming its layer: `layer`, and `pool` of its branch.
         rng: the random number generators' states, for `restore_rng_state`; None when unknown.
         extras: what the writer added.
         notes: what the reader should tell the user.
@@ -70,6 +74,8 @@ class Checkpoint:
     masks: dict[str, Tensor] = field(default_factory=dict)
     quantizer: dict[str, Any] | None = None
     thinning_recipes: tuple[ThinningRecipe, ...] = ()
+    factorization_recipes: tuple[FactorizationRecipe, ...] = ()
+    early_exits: tuple[dict[str, Any], ...] = ()
     rng: dict[str, Any] | None = None
     extras: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -107,6 +113,12 @@ def document_of(
         "rng": capture_rng_state(),
         "extras": kept,
     }
+    exits = [dict(exit) for exit in getattr(bare, "early_exits", ())]
+    if exits:  # as below
+        contents["early_exits"] = exits
+    factored = list(getattr(bare, "factorization_recipes", ()))
+    if factored:  # left out where there is none: readers from before factorization take such files
+        contents["factorization_recipes"] = factored
     return sealed(contents)
 
 
@@ -142,12 +154,45 @@ def fields_of(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
             "use the library's version that wrote it"
         )
     _check_sums(path)
+    return checked_fields(content, path)
+
+
+def checked_fields(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The fields of a `Checkpoint` from what a file holds beside `format` and `format_version`.
+
+    Raises:
+        CheckpointError: something is not what it must be.
+    """
     check_document(content, str(path))
     recipes = (
         ThinningRecipe.from_plain(recipe, f"{path}: thinning_recipes[{index}]")
         for index, recipe in enumerate(content["thinning_recipes"])
     )
-    return {**content, "thinning_recipes": tuple(recipes)}
+    thinnings = tuple(recipes)
+    factored = tuple(
+        FactorizationRecipe.from_plain(recipe, f"{path}: factorization_recipes[{index}]")
+        for index, recipe in enumerate(content.get("factorization_recipes", ()))
+    )
+    _check_order(factored, len(thinnings), path)
+    exits = tuple(content.get("early_exits", ()))
+    return {
+        **content,
+        "thinning_recipes": thinnings,
+        "factorization_recipes": factored,
+        "early_exits": exits,
+    }
+
+
+def _check_order(recipes: tuple[FactorizationRecipe, ...], thinnings: int, path: Path) -> None:
+    """Refuse factorizations that come before the one in front of them, or after more than there is."""
+    least = 0
+    for index, recipe in enumerate(recipes):
+        if not least <= recipe.after_thinnings <= thinnings:
+            raise CheckpointError(
+                f"{path}: factorization_recipes[{index}].after_thinnings: must be {least} to {thinnings}, "
+                f"got {recipe.after_thinnings}"
+            )
+        least = recipe.after_thinnings
 
 
 def optimizer_param_names(model: nn.Module, optimizer: Optimizer) -> list[list[str | None]]:

@@ -180,6 +180,11 @@ class _Recipe(_Form):
     classes: dict[str, str] = {}
 
 
+class _Exit(_Form):
+    layer: str
+    pool: Annotated[list[_Count], Field(min_length=2, max_length=2)] | None
+
+
 class _Generators(_Form):
     python: Annotated[tuple[Any, ...], AfterValidator(python_generator)]
     numpy: Annotated[tuple[Any, ...], AfterValidator(numpy_generator)]
@@ -266,6 +271,8 @@ class _Document(_Form):
     scheduler: _Scheduler | None
     quantizer: _Quantizer | None
     thinning_recipes: list[_Recipe]
+    early_exits: list[_Exit] = []
+    factorization_recipes: list[dict[str, Any]] = []  # of which form, FactorizationRecipe says
     rng: _Generators
     extras: _Extras
 

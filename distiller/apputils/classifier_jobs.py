@@ -20,10 +20,17 @@ from torch import nn
 
 from distiller.apputils.activation_phases import ActivationPhases
 from distiller.apputils.classifier_training import ClassifierTraining
+from distiller.apputils.distillation_chain import RECORD as CHAIN
+from distiller.apputils.distillation_chain import distill_in_a_chain
+from distiller.apputils.distillation_job import add_distillation
+from distiller.apputils.early_exit_job import with_early_exit
 from distiller.apputils.greedy_job import latest_greedy_checkpoint, prune_greedily
 from distiller.apputils.image_classifier import ClassifierCompressor, Run
 from distiller.apputils.int8_job import check_export, export_int8, unquantized
+from distiller.apputils.layerwise_job import compress_layerwise
 from distiller.apputils.onnx_job import export_to_onnx
+from distiller.apputils.packing_job import check_pack, pack_checkpoint, unpack_checkpoint, with_packed
+from distiller.apputils.packing_usage import packs_only
 from distiller.apputils.pytorch_int8_job import evaluate_in_pytorch
 from distiller.apputils.quantization_report_job import write_report
 from distiller.apputils.quantization_steps import RECORD
@@ -36,6 +43,7 @@ from distiller.apputils.thinnify_job import thinnify
 from distiller.apputils.training_loop import evaluate as evaluate_loop
 from distiller.atomic_file import remove_stale_parts
 from distiller.errors import UnknownNameError, UsageError
+from distiller.layerwise.log import SETTINGS_NAME as LAYERWISE
 from distiller.model_summaries import PICTURES, model_summary
 from distiller.names import unwrap
 from distiller.quantization.training import QatQuantizer
@@ -49,8 +57,10 @@ _LOG = logging.getLogger(__name__)
 _MAX_LISTED = 1000
 
 
-def choose_job(args: Namespace) -> Callable[[ClassifierCompressor], ResultsCard | None]:
+def choose_job(args: Namespace) -> Callable[..., Any]:
     """The job that the flags ask for, in Distiller's order of precedence."""
+    if args.unpack:
+        return unpack_checkpoint
     if args.greedy:
         return prune_greedily
     if args.export_onnx:
@@ -61,13 +71,17 @@ def choose_job(args: Namespace) -> Callable[[ClassifierCompressor], ResultsCard 
         return collect_statistics
     if args.sensitivity:
         return sweep_sensitivity
+    if args.layerwise:
+        return compress_layerwise
     if args.evaluate and args.quantize_eval:
         return quantize_and_evaluate
     if args.evaluate or args.export_int8:
         return evaluate
     if args.thinnify:
         return thinnify
-    return train
+    if packs_only(args):
+        return pack_checkpoint
+    return distill_in_a_chain if args.kd_chain else train
 
 
 def run_job(args: Namespace, open_run: Callable[[], Run]) -> ResultsCard | None:
@@ -78,13 +92,19 @@ def run_job(args: Namespace, open_run: Callable[[], Run]) -> ResultsCard | None:
         open_run: makes the run folder; called when all that was asked for is found to be in order.
     """
     job = choose_job(args)
-    if args.compress and job not in (train, thinnify):
+    if job is unpack_checkpoint:
+        unpack_checkpoint(args, open_run)
+        return None
+    if args.compress and job not in (train, thinnify, distill_in_a_chain):
         _LOG.warning("--compress %s: without effect, this job does not train", args.compress)
     _import_plugins(args.plugin)
     compressor = ClassifierCompressor(args, open_run)
-    if job not in (evaluate, export_to_onnx):  # the latter tells of it itself
+    if job not in (evaluate, export_to_onnx, pack_checkpoint):  # the second tells of it itself
         _refuse_quantized(compressor, job)
+    check_pack(compressor)
     card = job(compressor)
+    if args.pack and job in (evaluate, quantize_and_evaluate):
+        card = with_packed(compressor, card)
     if card is not None:
         path = card.save(compressor.run.require_folder() / "results.json")
         _LOG.info("--- results card (%s) ---\n%s", path, card.to_text())
@@ -102,12 +122,20 @@ def how_to_go_on(args: Namespace, folder: Path | None) -> str | None:
     if job is sweep_sensitivity:
         flag, left = "--sense-resume", Path(args.sense_resume) if args.sense_resume else folder
         is_there = left is not None and (left / SETTINGS_NAME).is_file()
+    elif job is compress_layerwise:
+        flag, left = "--layerwise-resume", Path(args.layerwise_resume) if args.layerwise_resume else folder
+        is_there = left is not None and (left / LAYERWISE).is_file()
     elif job is quantize_and_evaluate and folder is not None:
         flag, left = "--qe-resume", folder
         is_there = (folder / RECORD).is_file()
     elif job is prune_greedily and folder is not None:
         flag, left = "--resume-from", latest_greedy_checkpoint(folder)
         is_there = left is not None
+    elif job is distill_in_a_chain:
+        flag, left = "--kd-chain-resume", Path(args.kd_chain_resume) if args.kd_chain_resume else folder
+        if folder is not None and (folder / CHAIN).is_file():
+            left = folder
+        is_there = left is not None and (left / CHAIN).is_file()
     elif job is train and folder is not None:
         name = f"{args.name}_checkpoint.pth.tar" if args.name else "checkpoint.pth.tar"
         flag, left = "--resume-from", folder / name
@@ -134,6 +162,7 @@ def dry_run(args: Namespace) -> str:
     _refuse_quantized(compressor, train)
     optimizer = compressor.make_optimizer()
     scheduler = compressor.make_scheduler(optimizer)
+    add_distillation(scheduler, compressor, will_train=False)
     lines = [
         f"{args.compress} on {args.arch}: {len(scheduler.policies)} policies, epochs 0..{args.epochs - 1}"
     ]
@@ -153,7 +182,11 @@ def train(compressor: ClassifierCompressor) -> ResultsCard:
     if compressor.goes_on and compressor.checkpoint is not None:
         _ = compressor.data, compressor.run  # from here on files are changed
         remove_stale_parts(compressor.checkpoint.path.parent)
-    return training.run()
+    card = training.run()
+    if not compressor.args.pack:
+        return card
+    with training.scheduler.masked():
+        return with_packed(compressor, card, compressor.args.epochs - 1)
 
 
 def evaluate(compressor: ClassifierCompressor) -> ResultsCard:
@@ -175,7 +208,7 @@ def evaluate(compressor: ClassifierCompressor) -> ResultsCard:
     _LOG.info("--- test ---------------------")
     with activations.collected("test", epoch or 0, compressor.run):
         result = compressor.test()
-    card = compressor.card(result, compressor.known_reference())
+    card = with_early_exit(compressor, compressor.card(result, compressor.known_reference()))
     if args.export_int8:
         export_int8(compressor, unquantized(compressor), card.before or card.reference)
     if args.qe_convert_pytorch:

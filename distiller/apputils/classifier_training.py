@@ -22,12 +22,15 @@ from distiller.apputils.checkpoint import (
     restore_scheduler,
     save_checkpoint,
 )
+from distiller.apputils.distillation_job import add_distillation, with_teachers
+from distiller.apputils.early_exit_job import with_early_exit
 from distiller.apputils.image_classifier import ClassifierCompressor
 from distiller.apputils.measurement import Measurement
 from distiller.apputils.meters import EvalResult
 from distiller.apputils.progress import EpochProgress
 from distiller.apputils.results_card import ResultsCard
 from distiller.apputils.scores import ScoreTracker
+from distiller.apputils.stored_exits import joint_loss
 from distiller.apputils.training_loop import train_epoch
 from distiller.atomic_file import write_whole
 from distiller.data_loggers.loggers import EpochRecord
@@ -59,10 +62,12 @@ class ClassifierTraining:
         self.compressor = compressor
         self.args = compressor.args
         self.model = compressor.model
+        self._criterion = joint_loss(self.model, self.args.earlyexit_lossweights)
         self.optimizer = compressor.make_optimizer()
         self._dense: nn.Module | None = None
         self._floating = copy.deepcopy(self.model) if _will_be_quantized(compressor) else None
         self.scheduler = compressor.make_scheduler(self.optimizer)
+        add_distillation(self.scheduler, compressor)
         self.activations = ActivationPhases(self.model, self.args.activation_stats)
         self.tracker = ScoreTracker(self.args.num_best_scores)
         self._has_resumed_optimizer = False
@@ -102,7 +107,9 @@ class ClassifierTraining:
         with self.scheduler.masked():
             with self.activations.collected("test", self.args.epochs - 1, self.compressor.run):
                 result = self.compressor.test()
-            return self.compressor.card(result, self._reference, self._dense)
+            card = self.compressor.card(result, self._reference, self._dense)
+            card = with_early_exit(self.compressor, card)
+        return with_teachers(card, self.compressor, self.scheduler)
 
     def _resume(self) -> int:
         """Take over what the checkpoint holds beside weights; returns the epoch to begin with."""
@@ -223,6 +230,7 @@ class ClassifierTraining:
                 self.optimizer,
                 scheduler,
                 epoch,
+                criterion=self._criterion,
                 device=compressor.device,
                 report=report,
                 check_every=self.args.print_freq,

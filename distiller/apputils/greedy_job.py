@@ -27,6 +27,7 @@ from distiller.apputils.checkpoint import save_checkpoint
 from distiller.apputils.image_classifier import ClassifierCompressor
 from distiller.apputils.measurement import Measurement
 from distiller.apputils.results_card import ResultsCard
+from distiller.apputils.stored_exits import joint_loss
 from distiller.apputils.training_loop import Batches, evaluate, train_epoch
 from distiller.atomic_file import write_whole
 from distiller.channel_groups import ChannelGroups, find_channel_groups
@@ -110,6 +111,7 @@ class _FineTuning:
 
     def __init__(self, compressor: ClassifierCompressor) -> None:
         self._compressor = compressor
+        self._criterion = joint_loss(compressor.model, compressor.args.earlyexit_lossweights)
 
     def __call__(
         self, model: nn.Module, scheduler: CompressionScheduler, iteration: int, density: float
@@ -128,6 +130,7 @@ class _FineTuning:
                 optimizer,
                 scheduler,
                 epoch,
+                criterion=self._criterion,
                 device=compressor.device,
                 check_every=args.print_freq,
             )
@@ -184,7 +187,7 @@ def _reference(compressor: ClassifierCompressor) -> tuple[Measurement, nn.Module
     known = compressor.known_reference()
     if known is not None:
         return known, None
-    if compressor.is_thinned:
+    if compressor.is_smaller:
         figures, whole = compressor.whole(None)
         return compressor.with_latencies((figures, whole))[0], whole
     _LOG.info("--- test of the model to start from ---------------------")

@@ -32,20 +32,23 @@ from distiller.apputils.data_loaders import DataBundle, load_data
 from distiller.apputils.datasets import dataset_info
 from distiller.apputils.determinism import set_deterministic
 from distiller.apputils.device import choose_device
+from distiller.apputils.exit_scores import evaluate
 from distiller.apputils.experiment import RunFolder
 from distiller.apputils.measurement import Measurement, measure, measurement_of, with_latencies
 from distiller.apputils.meters import EvalResult
+from distiller.apputils.model_checks import check_arch, check_finite, check_user_model
+from distiller.apputils.packing_usage import packs_only
 from distiller.apputils.progress import EpochProgress
 from distiller.apputils.results_card import ResultsCard, build_card
-from distiller.apputils.structure import recipes_of
-from distiller.apputils.training_loop import evaluate
+from distiller.apputils.stored_exits import prepared_exits
+from distiller.apputils.structure import history_of, recipes_of
 from distiller.config import file_config
 from distiller.data_loggers.loggers import Logger, NullLogger
 from distiller.dataset_facts import infer_dataset
-from distiller.errors import CheckpointError, UsageError, users_code
+from distiller.errors import CheckpointError, UsageError
+from distiller.factorization.replacement import factorizations_of
 from distiller.model_summaries import total_macs
 from distiller.models import create_model, input_shape_for
-from distiller.names import canonical_state_dict, named_parameters
 from distiller.quantization import Quantizer, stored_params
 from distiller.scheduler import CompressionScheduler
 
@@ -53,7 +56,6 @@ _LOG = logging.getLogger(__name__)
 _LATENCY_MACS = 250 * 10**9
 """Work of a timed mini-batch: about ten seconds of one core. Small ones are timed whatever they cost."""
 _LATENCY_IMAGES = 256
-_STATISTICS = ("running_mean", "running_var")
 _OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
@@ -101,7 +103,7 @@ class ClassifierCompressor:
         self.seed = self._choose_seed()
         _LOG.info("Random seed: %d", self.seed)
         set_deterministic(self.seed, args.deterministic)
-        _check_arch(args.arch)
+        check_arch(args.arch)
         self.dataset: str = args.dataset or infer_dataset(args.arch)
         if self.checkpoint is not None:
             self._check_run_of(self.checkpoint)
@@ -110,7 +112,7 @@ class ClassifierCompressor:
         self._device_ids = device_ids
         self.model: nn.Module = self._create_model(args.pretrained)
         if ":" in args.arch:
-            _check_user_model(self.model, args.arch, (1, *self.input_shape), self.facts.num_classes)
+            check_user_model(self.model, args.arch, (1, *self.input_shape), self.facts.num_classes)
         self.quantizer: Quantizer | None = None
         self._macs: dict[int, int] = {}
         self.macs = self._macs_of(self.model)
@@ -121,8 +123,8 @@ class ClassifierCompressor:
             self._macs_of(self.model)  # before it is quantized: its layers are counted as they were
             self.quantizer = restore_quantizer(self.model, self.checkpoint)
             load_state(self.model, self.checkpoint)
-            _check_finite(self.model, self.checkpoint.path)
-        self._placed(self.model)
+            check_finite(self.model, self.checkpoint.path)
+        self._placed(prepared_exits(self))
 
     @cached_property
     def run(self) -> Run:
@@ -158,7 +160,7 @@ class ClassifierCompressor:
         args = self.args
         others = (args.evaluate, args.sensitivity, args.summary, args.export_onnx, args.export_int8)
         collects = args.qe_calibration is not None or args.activation_histograms is not None
-        return not any((*others, args.thinnify, collects))
+        return not any((*others, args.thinnify, args.layerwise, collects, packs_only(args)))
 
     @property
     def goes_on(self) -> bool:
@@ -174,8 +176,18 @@ class ClassifierCompressor:
         """Whether the model is physically smaller than its architecture."""
         return bool(recipes_of(self.model))
 
+    @property
+    def is_factored(self) -> bool:
+        """Whether layers of the model are products of smaller ones."""
+        return any(recipe.layers for recipe in factorizations_of(self.model))
+
+    @property
+    def is_smaller(self) -> bool:
+        """Whether the model has another structure than its architecture: it is thinned, or factored."""
+        return self.is_thinned or self.is_factored
+
     def whole(self, known: Measurement | None) -> tuple[Measurement, nn.Module]:
-        """The whole architecture of a thinned model, with fresh weights, to be measured beside it.
+        """The whole architecture of a thinned or factored model, with fresh weights, to be measured too.
 
         Args:
             known: figures of the uncompressed model; None: of the fresh weights, without accuracy.
@@ -185,12 +197,12 @@ class ClassifierCompressor:
         return self.measure(model, None) if known is None else replace(known, source=None), model
 
     def is_pruned(self, figures: Measurement) -> bool:
-        """Whether this model is thinned, or it, or its checkpoint's masks, have zeros not left by training.
+        """Whether this model is smaller, or it, or its checkpoint's masks, have zeros not left by training.
 
         Args:
             figures: of the model in float32.
         """
-        return self.is_thinned or figures.has_pruned_weights or self._has_masks_that_prune()
+        return self.is_smaller or figures.has_pruned_weights or self._has_masks_that_prune()
 
     def make_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """The optimizer that the flags ask for, of this model or another of its architecture.
@@ -258,17 +270,19 @@ class ClassifierCompressor:
     ) -> ResultsCard:
         """The results card of this model; with `reference_model`, latencies of both measured in turns.
 
-        Beside a thinned model that has none, its whole architecture is measured.
+        Beside a thinned or factored model that has none, its whole architecture is measured.
         """
         measured = self.measure(self.model, result)
-        if reference_model is None and self.is_thinned:
+        if reference_model is None and self.is_smaller:
             reference, reference_model = self.whole(reference)
         if reference is None or reference_model is None:
             [measured] = self.with_latencies((measured, self.model))
         else:
             measured, reference = self.with_latencies((measured, self.model), (reference, reference_model))
         before = self._kept_figures("before_quantization")
-        return build_card(measured, reference, before=before, is_thinned=self.is_thinned)
+        return build_card(
+            measured, reference, before=before, is_thinned=self.is_thinned, is_factored=self.is_factored
+        )
 
     def _create_model(self, pretrained: bool = False) -> nn.Module:
         return create_model(
@@ -288,7 +302,7 @@ class ClassifierCompressor:
 
     def _macs_of(self, model: nn.Module) -> int:
         """For one image; counted once for each structure that the model has gone through."""
-        stage = len(recipes_of(model))
+        stage = len(history_of(model))
         if stage not in self._macs:
             self._macs[stage] = total_macs(model, (1, *self.input_shape))
         return self._macs[stage]
@@ -358,40 +372,3 @@ class ClassifierCompressor:
         masks = self.checkpoint.masks or (self.checkpoint.scheduler or {}).get("masks", {})
         by_slot = (slots if isinstance(slots, dict) else {"": slots} for slots in masks.values())
         return any(not mask.all() for slots in by_slot for mask in slots.values())
-
-
-def _check_arch(arch: str) -> None:
-    module, colon, function = arch.partition(":")
-    if colon and not all([*module.split("."), *function.split(":")]):
-        raise UsageError(f"arch: a function is given as package.module:function, got '{arch}'")
-
-
-def _check_finite(model: nn.Module, path: Path) -> None:
-    """Refuse weights that cannot compute anything; a buffer of the user's own may be infinite."""
-    params = dict(named_parameters(model))
-    for name, value in canonical_state_dict(model).items():
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-            continue
-        counts = {"NaN": int(value.isnan().sum())}
-        if name in params or name.rpartition(".")[2] in _STATISTICS:
-            counts["inf"] = int(value.isinf().sum())
-        found = " and ".join(f"{count} {what}" for what, count in counts.items() if count)
-        if found:
-            raise CheckpointError(
-                f"{path}: {name} holds {found}; give a checkpoint from before the training diverged"
-            )
-
-
-def _check_user_model(model: nn.Module, arch: str, shape: tuple[int, ...], num_classes: int) -> None:
-    """See to it that a model of the user's own answers an image with a number for each class."""
-    was_training = model.training
-    with users_code(f"arch: '{arch}', given images of shape {shape}"), torch.no_grad():
-        answer = model.eval()(torch.zeros(shape))
-    model.train(was_training)
-    is_fit = isinstance(answer, torch.Tensor) and answer.dim() == 2 and answer.shape[1] >= num_classes
-    if not is_fit:
-        got = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
-        raise UsageError(
-            f"arch: '{arch}' must answer images of shape {shape} with logits of shape (1, {num_classes}), "
-            f"got {got}; build it with the parameters num_classes and in_channels"
-        )

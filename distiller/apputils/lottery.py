@@ -76,6 +76,7 @@ def save_lottery_ticket(untrained: str | Path, pruned: str | Path, folder: str |
     extras = {"is_untrained": True, "reference": after.extras.get("reference")}
     if "seed" in before.extras:
         extras["seed"] = before.extras["seed"]
+    factored = [recipe.to_plain() for recipe in before.factorization_recipes]
     document = sealed(
         {
             "epoch": 0,
@@ -89,6 +90,7 @@ def save_lottery_ticket(untrained: str | Path, pruned: str | Path, folder: str |
             "thinning_recipes": [recipe.to_plain() for recipe in before.thinning_recipes],
             "rng": capture_rng_state(),
             "extras": extras,
+            **({"factorization_recipes": factored} if factored else {}),
         }
     )
     name = before.path.name.removesuffix(".pth.tar").removesuffix("checkpoint").removesuffix("_")

@@ -14,6 +14,7 @@ import torch
 from distiller.apputils.image_classifier import ClassifierCompressor
 from distiller.apputils.onnx_path import path_outside
 from distiller.atomic_file import write_whole
+from distiller.branch_points import every_exit, exits_of
 from distiller.errors import QuantizationError
 from distiller.export.onnx_export import OPSET, onnx_bytes, reporting_failed_writes, with_softmax
 from distiller.export.onnx_parity import TOLERANCE, check_onnx
@@ -33,8 +34,10 @@ def export_to_onnx(compressor: ClassifierCompressor) -> None:
     outside = path_outside("--export-onnx", given)
     model = compressor.model
     images = torch.randn(max(_BATCH_SIZES), *compressor.input_shape)
-    with with_softmax(model):
-        data = onnx_bytes(model, images)
+    exits = len(exits_of(model))
+    names = [*(f"exit{index + 1}" for index in range(exits)), "output"]
+    with every_exit(model), with_softmax(model):
+        data = onnx_bytes(model, images, output_names=names)
         parity = check_onnx(data, model, images, batch_sizes=_BATCH_SIZES)
     folder = compressor.run.require_folder()
     path = outside or folder / given
@@ -43,6 +46,8 @@ def export_to_onnx(compressor: ClassifierCompressor) -> None:
     shape = ", ".join(["batch", *map(str, compressor.input_shape)])
     _LOG.info("Saved ONNX model to: %s", path)
     _LOG.info("%d bytes, opset %d, input (%s), output probabilities", len(data), OPSET, shape)
+    if exits:
+        _LOG.info("outputs %s: all are computed, who runs the file chooses", ", ".join(names))
     _LOG.info(
         "onnxruntime %s, random images in batches of %s: differs from PyTorch by at most %.2e, %.2e of the "
         "largest output (allowed: %.0e); the same class for %.0f %% of the images",

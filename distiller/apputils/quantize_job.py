@@ -114,12 +114,18 @@ def _card(
     figures = compressor.measure(dense, before)
     card = compressor.card(after, figures, dense)
     uncompressed = compressor.known_reference()
-    if compressor.is_thinned:
+    if compressor.is_smaller:
         uncompressed, whole = compressor.whole(uncompressed)
         measured, thin, uncompressed = compressor.with_latencies(
             (card.measured, compressor.model), (figures, dense), (uncompressed, whole)
         )
-        return build_card(measured, uncompressed, before=thin, is_thinned=True)
+        return build_card(
+            measured,
+            uncompressed,
+            before=thin,
+            is_thinned=compressor.is_thinned,
+            is_factored=compressor.is_factored,
+        )
     if uncompressed is not None or compressor.is_pruned(figures):
         return build_card(card.measured, uncompressed, before=card.reference)
     return card

@@ -17,11 +17,13 @@ from typing import Any
 
 from tabulate import tabulate
 
+from distiller.apputils.early_exit_report import EarlyExitReport
 from distiller.apputils.intervals import wilson_interval
 from distiller.apputils.measurement import Measurement
 from distiller.atomic_file import write_whole
 from distiller.errors import UsageError
 from distiller.export.latency import Latency
+from distiller.packing import PackReport
 
 SIMULATED_QUANTIZATION = (
     "quantization is computed in float32: latency and checkpoint size are not those of an integer model"
@@ -32,11 +34,15 @@ SIMULATED_SPARSITY = (
 )
 SIMULATED_SPARSITY_OF_THINNED = (
     "sparsity: the zeros that are left are stored and multiplied; latency, MACs and checkpoint size are "
-    "those of the thinned model with them"
+    "those of the smaller model with them"
 )
 THINNED = (
     "filters or channels were physically removed: parameters, MACs, bytes and latency are those of the "
     "smaller network, and were measured"
+)
+FACTORED = (
+    "layers were replaced by products of smaller ones (low rank): parameters, MACs, bytes and latency are "
+    "those of the factors, and were measured"
 )
 COMPUTED_SIZES = (
     "sizes marked * are computed, no such file is written. Sparse: each tensor in the smallest of dense, "
@@ -57,6 +63,10 @@ class ResultsCard:
         before: of the float model that was quantized, when it is not `reference` (it was pruned, or
             trained on); None when it is, or nothing was quantized.
         is_thinned: filters or channels of the model were physically removed.
+        is_factored: layers of the model are products of smaller ones.
+        teachers: of the networks that it learned from.
+        packed: the file that the model was packed into, if it was.
+        early_exit: of a test in which images left early; None when there was none.
     """
 
     measured: Measurement
@@ -64,12 +74,16 @@ class ResultsCard:
     simulated: tuple[str, ...] = ()
     before: Measurement | None = None
     is_thinned: bool = False
+    is_factored: bool = False
+    teachers: tuple[Measurement, ...] = ()
+    packed: PackReport | None = None
+    early_exit: EarlyExitReport | None = None
 
     def to_text(self) -> str:
         """The card as a table, with the statements on what is simulated under it.
 
         The last column compares with the uncompressed model; when that is not known, with the
-        model before quantization.
+        model before quantization; when neither is, with the teacher.
         """
         others = self._others()
         headers = ["", "this model", *others]
@@ -80,6 +94,8 @@ class ResultsCard:
             rows, headers, colalign=["left"] + ["right"] * (len(headers) - 1), disable_numparse=True
         )
         notes = [f"real: {THINNED}"] if self.is_thinned else []
+        notes += [f"real: {FACTORED}"] if self.is_factored else []
+        notes += [] if self.packed is None else [f"real: {self.packed.summary()}"]
         notes += [f"simulated: {statement}" for statement in self.simulated]
         notes += [
             f"{label}: from {figures.source}; its latency was measured in another run, "
@@ -88,7 +104,8 @@ class ResultsCard:
             if figures.source
         ]
         notes.append(f"* {COMPUTED_SIZES}")
-        return "\n".join([table, *(textwrap.fill(note, 100, subsequent_indent="  ") for note in notes)])
+        text = "\n".join([table, *(textwrap.fill(note, 100, subsequent_indent="  ") for note in notes)])
+        return text if self.early_exit is None else f"{text}\n\n{self.early_exit.to_text()}"
 
     def to_json(self) -> dict[str, Any]:
         """The card as plain data; numbers that are not finite become None."""
@@ -100,8 +117,12 @@ class ResultsCard:
             "before_quantization": None if self.before is None else _plain(self.before),
             "ratios_before_quantization": {} if self.before is None else ratios(self.measured, self.before),
             "is_thinned": self.is_thinned,
+            "is_factored": self.is_factored,
             "simulated": list(self.simulated),
             "size_formats": COMPUTED_SIZES,
+            **({"teachers": [_plain(teacher) for teacher in self.teachers]} if self.teachers else {}),
+            **({} if self.packed is None else {"packed": self.packed.to_json()}),
+            **({} if self.early_exit is None else {"early_exit": self.early_exit.to_json()}),
         }
 
     def save(self, path: str | Path) -> Path:
@@ -121,7 +142,12 @@ class ResultsCard:
 
     def _others(self) -> dict[str, Measurement]:
         """What the model is set beside, by heading; the last is what it is compared with."""
-        columns = {"before quantization": self.before, "uncompressed": self.reference}
+        several = len(self.teachers) > 1
+        columns: dict[str, Measurement | None] = {
+            f"teacher {number}" if several else "teacher": teacher
+            for number, teacher in enumerate(self.teachers, start=1)
+        }
+        columns |= {"before quantization": self.before, "uncompressed": self.reference}
         return {heading: figures for heading, figures in columns.items() if figures is not None}
 
 
@@ -131,6 +157,7 @@ def build_card(
     simulated: Sequence[str] = (),
     before: Measurement | None = None,
     is_thinned: bool = False,
+    is_factored: bool = False,
 ) -> ResultsCard:
     """Set a model's figures beside others, and say what of them is only simulated.
 
@@ -142,16 +169,17 @@ def build_card(
         simulated: statements to add to those that follow from the figures.
         before: of the float model that was quantized, when it is not `reference`.
         is_thinned: filters or channels of the model were physically removed.
+        is_factored: layers of the model are products of smaller ones.
     """
     is_quantized = measured.bytes_quantized is not None
     trained = (before or reference or measured) if is_quantized else measured
-    sparsity = SIMULATED_SPARSITY_OF_THINNED if is_thinned else SIMULATED_SPARSITY
+    sparsity = SIMULATED_SPARSITY_OF_THINNED if is_thinned or is_factored else SIMULATED_SPARSITY
     statements = [
         *([SIMULATED_QUANTIZATION] if is_quantized else []),
         *([sparsity] if trained.has_pruned_weights else []),
         *simulated,
     ]
-    return ResultsCard(measured, reference, tuple(statements), before, is_thinned)
+    return ResultsCard(measured, reference, tuple(statements), before, is_thinned, is_factored)
 
 
 def ratios(measured: Measurement, reference: Measurement) -> dict[str, float]:

@@ -18,7 +18,7 @@ from distiller.apputils.checkpoint import Checkpoint, load_state, read_checkpoin
 from distiller.apputils.structure import cut_by, recipes_of
 from distiller.errors import CheckpointError, DistillerError
 from distiller.interfaces import Policy, StepContext
-from distiller.names import canonical_state_dict
+from distiller.names import canonical_state_dict, named_parameters, unwrap
 from distiller.registry import EXTENSIONS
 from distiller.tensor_cuts import TensorCuts, cut, cut_shape
 
@@ -72,6 +72,11 @@ class WeightRewinder(Policy):
     ) -> None:
         if checkpoint is not None and late:
             raise DistillerError("both 'checkpoint' and 'late' given; give one")
+        if checkpoint is None and not late and getattr(unwrap(model), "is_foreseen", False):
+            raise DistillerError(
+                "the weights that the run started with are of the model before its layers are replaced; give "
+                "'late: true', or rewind before that epoch"
+            )
         self.name = name
         self._shapes = {name: value.shape for name, value in canonical_state_dict(model).items()}
         self._origin = f"of {checkpoint}" if checkpoint else "that the run started with"
@@ -81,6 +86,10 @@ class WeightRewinder(Policy):
         elif not late:
             self._weights = kept_weights(model)
         self._is_late = late
+
+    def acts_on(self, model: nn.Module) -> tuple[str, ...]:
+        """All parameters: it cannot put back those of layers that were replaced."""
+        return tuple(name for name, _ in named_parameters(model))
 
     def on_minibatch_begin(self, ctx: StepContext) -> None:
         """Before the first mini-batch, when the masks of this epoch are there, rewind."""

@@ -1,6 +1,7 @@
-"""A model made as thin as the one that a checkpoint is of, so that its weights fit.
+"""A model made as thin, and factored, as the one that a checkpoint is of, so that its weights fit.
 
-The recipes are in the checkpoint; carrying one out is `thinning.removal`.
+The recipes are in the checkpoint, of both kinds in the order in which they came about; carrying one out is
+`thinning.removal` and `factorization.replacement`.
 Knows nothing about files, weights or training.
 """
 
@@ -18,14 +19,20 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.optim import Optimizer
 
 from distiller.apputils.checkpoint_format import Checkpoint
+from distiller.apputils.stored_exits import restore_exits
+from distiller.branch_points import detach_exits, exits_of
 from distiller.errors import CheckpointError, DistillerError
+from distiller.factorization.recipe import FactorizationRecipe
+from distiller.factorization.replacement import apply_factorization, factorizations_of
 from distiller.names import canonical_state_dict, named_modules, owner, unwrap
 from distiller.tensor_cuts import Kept, cut, cut_shape, replace_data
 from distiller.thinning import ThinningRecipe, apply_recipe
 from distiller.thinning.layer_changes import NEW_SETTINGS, SETTINGS, layer_change
 
 __all__ = [
+    "Recipe",
     "cut_by",
+    "history_of",
     "is_other_arch",
     "models_named",
     "recipes_of",
@@ -34,60 +41,76 @@ __all__ = [
 ]
 
 
+Recipe = ThinningRecipe | FactorizationRecipe
+"""How a model became another, as plain data."""
+
+
 def recipes_of(model: nn.Module) -> tuple[ThinningRecipe, ...]:
     """How a model became as thin as it is, in order; () when it is not thinned."""
     plain = getattr(unwrap(model), "thinning_recipes", ())
     return tuple(ThinningRecipe.from_plain(recipe, "the model") for recipe in plain)
 
 
+def history_of(model: nn.Module) -> tuple[Recipe, ...]:
+    """How a model was thinned and factored, in order; () when it was not."""
+    return _history(recipes_of(model), factorizations_of(model))
+
+
 def restore_structure(model: nn.Module, checkpoint: Checkpoint, optimizer: Optimizer | None = None) -> None:
-    """Thin a model as the checkpoint's was, all the way or not at all.
+    """Thin and factor a model as the checkpoint's was, all the way or not at all.
 
     What the model has gone through already is left out; one that is as thin already stays as it is.
     A checkpoint without recipes asks for nothing.
 
     Args:
-        model: in floating point, as it was created or as it has been thinned since; changed in place.
+        model: in floating point, as it was created or as it has been thinned or factored since; changed in
+            place. Factors are zero until weights are loaded.
         checkpoint: whose recipes they are.
-        optimizer: of the model; what it keeps of the parameters becomes smaller with them.
+        optimizer: of the model; what it keeps of the parameters becomes smaller with them, and factors take
+            the place of weights.
 
     Raises:
-        CheckpointError: the model is another one, or has been thinned otherwise.
+        CheckpointError: the model is another one, or has been thinned or factored otherwise.
     """
     if is_other_arch(model, checkpoint):
         raise CheckpointError(
             f"{checkpoint.path}: is of another model: {models_named(model, checkpoint)}; "
             f"create the model as '{checkpoint.arch}'"
         )
-    here, theirs = recipes_of(model), checkpoint.thinning_recipes
+    with unchanged_on_error(model, optimizer):
+        restore_exits(model, checkpoint)
+        _restore_history(model, checkpoint, optimizer)
+
+
+def _restore_history(model: nn.Module, checkpoint: Checkpoint, optimizer: Optimizer | None) -> None:
+    """Thin and factor a model, exits and all, as the checkpoint's was."""
+    here, theirs = history_of(model), _history(checkpoint.thinning_recipes, checkpoint.factorization_recipes)
     if not theirs or _plain(here) == _plain(theirs):
         return
     if _plain(theirs[: len(here)]) == _plain(here):
         due = theirs[len(here) :]
     elif _has_sizes_after(model, theirs):
         due = theirs
+    elif checkpoint.factorization_recipes or factorizations_of(model):
+        raise CheckpointError(
+            f"{checkpoint.path}: the model has been thinned or factored otherwise than its own; give a model "
+            "that is as it was created"
+        )
     else:
         raise CheckpointError(
             f"{checkpoint.path}: carries {_count(theirs)}, and the model has been thinned otherwise, by "
             f"{len(here)}; give a model that is not thinned yet"
         )
     if _has_sizes_after(model, due):  # only what modules are told of it may be missing
-        due = tuple(replace(recipe, tensors={}) for recipe in due)
+        due = tuple(replace(recipe, tensors={}) for recipe in due if isinstance(recipe, ThinningRecipe))
+    bare: Any = unwrap(model)
     with unchanged_on_error(model, optimizer):
-        for index, recipe in enumerate(due, start=len(theirs) - len(due)):
-            where = f"{checkpoint.path}: thinning_recipes[{index}]"
-            try:
-                recipe = _completed(model, recipe)
-                _check_settings(model, recipe, where)
-                apply_recipe(model, recipe, optimizer)
-            except CheckpointError:
-                raise
-            except DistillerError as error:
-                raise CheckpointError(
-                    f"{where}: the model cannot be thinned as the checkpoint's was: {error}"
-                ) from error
-            _check_layers(model, recipe, where)
-        unwrap(model).thinning_recipes = _plain(theirs)  # type: ignore[assignment]
+        for recipe in due:
+            done = len(getattr(bare, _LIST_OF[type(recipe)], ()))
+            _carry_out(model, recipe, optimizer, f"{checkpoint.path}: {_LIST_OF[type(recipe)]}[{done}]")
+        bare.thinning_recipes = [recipe.to_plain() for recipe in checkpoint.thinning_recipes]
+        if checkpoint.factorization_recipes:
+            bare.factorization_recipes = [recipe.to_plain() for recipe in checkpoint.factorization_recipes]
 
 
 @contextmanager
@@ -102,12 +125,14 @@ def unchanged_on_error(
         values: whether tensors get back the values that the block has changed in place.
     """
     bare = unwrap(model)
-    modules = [(module, module.__class__, dict(vars(module))) for module in bare.modules()]
+    had_exits = bool(exits_of(bare))
+    modules = [(module, module.__class__, _settings_of(module)) for module in bare.modules()]
     tensors = [
         (tensor, tensor.data, tensor.data.clone() if values else tensor.data)
         for tensor in chain(bare.parameters(), bare.buffers())
     ]
     state = {} if optimizer is None else {param: dict(kept) for param, kept in optimizer.state.items()}
+    groups = [] if optimizer is None else [list(group["params"]) for group in optimizer.param_groups]
     try:
         yield
     except BaseException:
@@ -115,6 +140,8 @@ def unchanged_on_error(
             module.__class__ = kind
             vars(module).clear()
             vars(module).update(settings)
+        if not had_exits:
+            detach_exits(bare)  # their hooks
         for tensor, data, kept_values in tensors:
             if values:
                 data.copy_(kept_values)
@@ -125,6 +152,8 @@ def unchanged_on_error(
         if optimizer is not None:
             for param, kept in state.items():
                 optimizer.state[param] = kept
+            for group, params in zip(optimizer.param_groups, groups, strict=True):
+                group["params"] = params
         raise
 
 
@@ -163,19 +192,60 @@ def _can_be_cut(tensor: Any, kept: Kept) -> bool:
     )
 
 
-def _plain(recipes: Sequence[ThinningRecipe]) -> list[dict[str, Any]]:
+_LIST_OF = {ThinningRecipe: "thinning_recipes", FactorizationRecipe: "factorization_recipes"}
+
+
+def _history(
+    thinnings: Sequence[ThinningRecipe], factorizations: Sequence[FactorizationRecipe]
+) -> tuple[Recipe, ...]:
+    """Both kinds of recipes in the order in which they came about."""
+    steps: list[Recipe] = []
+    for count in range(len(thinnings) + 1):
+        steps += [recipe for recipe in factorizations if recipe.after_thinnings == count]
+        steps += thinnings[count : count + 1]
+    return tuple(steps)
+
+
+def _carry_out(model: nn.Module, recipe: Recipe, optimizer: Optimizer | None, where: str) -> None:
+    done = "factored" if isinstance(recipe, FactorizationRecipe) else "thinned"
+    try:
+        if isinstance(recipe, FactorizationRecipe):
+            apply_factorization(model, recipe, optimizer, has_weights=False)
+            return
+        recipe = _completed(model, recipe)
+        _check_settings(model, recipe, where)
+        apply_recipe(model, recipe, optimizer)
+    except CheckpointError:
+        raise
+    except DistillerError as error:
+        raise CheckpointError(
+            f"{where}: the model cannot be {done} as the checkpoint's was: {error}"
+        ) from error
+    _check_layers(model, recipe, where)
+
+
+def _settings_of(module: nn.Module) -> dict[str, Any]:
+    """What a module has for attributes; its tables of children and tensors copied."""
+    tables = {key: dict(getattr(module, key)) for key in ("_modules", "_parameters", "_buffers")}
+    return {**vars(module), **tables}
+
+
+def _plain(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
     return [recipe.to_plain() for recipe in recipes]
 
 
-def _count(recipes: Sequence[ThinningRecipe]) -> str:
+def _count(recipes: Sequence[Recipe]) -> str:
     return f"{len(recipes)} thinning recipe{'s' if len(recipes) > 1 else ''}"
 
 
-def _has_sizes_after(model: nn.Module, recipes: Sequence[ThinningRecipe]) -> bool:
-    """Whether the tensors that the recipes name have the sizes that they end with."""
+def _has_sizes_after(model: nn.Module, recipes: Sequence[Recipe]) -> bool:
+    """Whether the tensors that the recipes name, all of which thin, have the sizes that they end with."""
+    if any(isinstance(recipe, FactorizationRecipe) for recipe in recipes):
+        return False
     sizes = {
         (name, dim): len(indices)
         for recipe in recipes
+        if isinstance(recipe, ThinningRecipe)
         for name, kept in recipe.tensors.items()
         for dim, indices in kept.items()
     }

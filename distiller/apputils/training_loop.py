@@ -10,14 +10,15 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distiller.apputils.meters import ClassificationMeter, EvalResult, LossPartsMeter
-from distiller.errors import DivergenceError
+from distiller.branch_points import final_output
+from distiller.errors import DivergenceError, UsageError
 from distiller.interfaces import PolicyLoss
 from distiller.scheduler import CompressionScheduler
 
@@ -68,7 +69,7 @@ def train_epoch(
     scheduler: CompressionScheduler,
     epoch: int,
     *,
-    criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+    criterion: Callable[[Any, Tensor], Tensor] | None = None,
     device: torch.device | str = "cpu",
     report: Report | None = None,
     check_every: int = 10,
@@ -82,7 +83,8 @@ def train_epoch(
         optimizer: of the model's parameters.
         scheduler: its callbacks `on_epoch_begin` and `on_epoch_end` are the caller's.
         epoch: from 0.
-        criterion: (logits, labels) -> scalar loss; cross-entropy by default.
+        criterion: (logits, labels) -> scalar loss; cross-entropy by default. A model with early exits needs
+            one that takes the list of its outputs, as `JointLoss`; its accuracy is that of the final one.
         device: where the batches go.
         report: called after each mini-batch.
         check_every: mini-batches between looks at whether the loss is still finite.
@@ -130,7 +132,7 @@ def evaluate(
     model: nn.Module,
     loader: Batches,
     *,
-    criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+    criterion: Callable[[Any, Tensor], Tensor] | None = None,
     device: torch.device | str = "cpu",
     report: Report | None = None,
     phase: str = "test",
@@ -154,8 +156,8 @@ def evaluate(
     try:
         for step, (images, labels) in enumerate(loader):
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            logits = model(images)
-            meter.update(logits, labels, criterion(logits, labels))
+            output = model(images)
+            meter.update(final_output(output), labels, criterion(output, labels))
             if report is not None:
                 seconds = time.perf_counter() - begin
                 report(Progress(phase, epoch, step + 1, steps, seconds, meter.result, dict))
@@ -165,12 +167,19 @@ def evaluate(
 
 
 def _forward(
-    model: nn.Module, images: Tensor, labels: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]
+    model: nn.Module, images: Tensor, labels: Tensor, criterion: Callable[[Any, Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Logits and loss; auxiliary classifiers (Inception, GoogLeNet) weigh in as in their papers."""
     output = model(images)
     if isinstance(output, Tensor):
         return output, criterion(output, labels)
+    if isinstance(output, list):
+        if isinstance(criterion, nn.CrossEntropyLoss):
+            raise UsageError(
+                f"training: the model has {len(output) - 1} early exits, whose losses need weights; give "
+                "--earlyexit-lossweights, or a JointLoss as criterion"
+            )
+        return final_output(output), criterion(output, labels)
     fields = output._asdict()  # torchvision's InceptionOutputs and GoogLeNetOutputs
     weight = 0.4 if "aux_logits" in fields else 0.3
     loss = criterion(fields["logits"], labels)

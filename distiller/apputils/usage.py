@@ -10,6 +10,10 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Iterator
 
+from distiller.apputils.distillation_usage import distillation_rules
+from distiller.apputils.early_exit_usage import early_exit_rules
+from distiller.apputils.layerwise_usage import layerwise_rules
+from distiller.apputils.packing_usage import packing_rules, packs_only
 from distiller.apputils.quantization_usage import flag_of, ignored_beside_a_file, quantization_rules
 from distiller.errors import UsageError
 
@@ -67,6 +71,10 @@ def _rules(args: Namespace, given: set[str]) -> Iterator[tuple[bool, str]]:
     )
     yield len(jobs) > 1, f"{' and '.join(jobs[:2])}: are two jobs; give each a command line of its own"
     yield from quantization_rules(args, given)
+    yield from packing_rules(args, jobs)
+    yield from layerwise_rules(args, given)
+    yield from distillation_rules(args, given, jobs)
+    yield from early_exit_rules(args, given, jobs)
 
     yield bool(args.optimizer != "sgd" and "momentum" in given), "--momentum: of --optimizer sgd only"
     if args.dataset in _EMBEDDED:
@@ -119,9 +127,14 @@ def _jobs(args: Namespace) -> list[str]:
         "--export-onnx": bool(args.export_onnx),
         "--activation-histograms": args.activation_histograms is not None,
         "--sense": bool(args.sensitivity),
+        "--layerwise": bool(args.layerwise),
+        "--layerwise-plot": bool(args.layerwise_plot),
+        "--plot-mixture": bool(args.plot_mixture),
         "--qe-calibration": args.qe_calibration is not None and not args.quantize_eval,
         "--evaluate": args.evaluate,
         "--export-int8": bool(args.export_int8) and not args.evaluate,
         "--thinnify": args.thinnify,
+        "--pack": packs_only(args),
+        "--unpack": bool(args.unpack),
     }
     return [flag for flag, is_given in flags.items() if is_given]

@@ -148,8 +148,15 @@ def export_img_classifier_to_onnx(
 
 @contextmanager
 def with_softmax(model: nn.Module) -> Iterator[None]:
-    """Within the block the model's output are probabilities: the softmax over its last dimension."""
-    handle = unwrap(model).register_forward_hook(lambda _module, _inputs, output: output.softmax(-1))
+    """Within the block the model's output are probabilities: the softmax over its last dimension.
+
+    Of a list of outputs, as of early exits, the softmax of each.
+    """
+
+    def softmax(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        return [x.softmax(-1) for x in output] if isinstance(output, list) else output.softmax(-1)
+
+    handle = unwrap(model).register_forward_hook(softmax)
     try:
         yield
     finally:

@@ -13,7 +13,9 @@ from distiller.models import (  # noqa: F401 - they register their models
     plain_cifar,
     preact_resnet,
     preact_resnet_cifar,
+    resnet50_earlyexit,
     resnet_cifar,
+    resnet_cifar_earlyexit,
     vgg_cifar,
 )
 from distiller.models.create import (

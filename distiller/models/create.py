@@ -45,8 +45,8 @@ def create_model(
             default what is known of it. The model is built for `input_shape_for` these images.
 
     Returns:
-        The model, with attributes `arch`, `dataset`, `input_shape` (1, channels, height, width)
-        and `is_parallel`.
+        The model, with attributes `arch`, `dataset`, `num_classes`, `input_shape` (1, channels,
+        height, width) and `is_parallel`.
 
     Raises:
         UnknownNameError: no such architecture.
@@ -58,7 +58,7 @@ def create_model(
     num_classes = num_classes or _known_classes(dataset)
     channels, height, width = spec.input_shape(*_channels_and_size(spec, dataset, input_shape))
     if not pretrained:
-        model = spec.build(num_classes, channels)
+        model = spec(num_classes, channels, height)
     elif spec.build_pretrained is not None:
         model = spec.build_pretrained(num_classes)
     else:
@@ -71,6 +71,7 @@ def create_model(
     for module in (model, wrapped):
         module.arch = spec.arch  # type: ignore[assignment]
         module.dataset = dataset  # type: ignore[assignment]
+        module.num_classes = num_classes  # type: ignore[assignment]
         module.input_shape = (1, channels, height, width)  # type: ignore[assignment]
         module.is_parallel = is_parallel  # type: ignore[assignment]
     return wrapped

@@ -102,6 +102,9 @@ class L0Regularizer(Policy):
     def forward_acts(self, model: nn.Module) -> ForwardActs:  # noqa: D102
         return ForwardActs(gates=frozenset(self._locations))
 
+    def acts_on(self, model: nn.Module) -> tuple[str, ...]:  # noqa: D102
+        return self._regimes.select([name for name, _ in named_parameters(model)])
+
     def on_epoch_begin(self, ctx: StepContext) -> None:
         """Refuse parameters that hold NaN."""
         params = ctx.masks.params

@@ -63,6 +63,20 @@ N_STDS = "--qe-clip-n-stds: only with --qe-clip-acts n_std"
         ("--sense filter --act-stats test", "--activation-stats: only when training or evaluating"),
         ("--qe-calibration 0.1 --act-stats test", "--activation-stats: only when training or evaluating"),
         ("-e --act-stats test train", "--activation-stats train: only when training"),
+        ("-e --earlyexit-lossweights 0.3", "--earlyexit-lossweights: only when training"),
+        ("--earlyexit-lossweights 0.6 0.5", "--earlyexit-lossweights: must add up to less than 1, the rest is the weight of "
+         "the final output, got 0.6 + 0.5 = 1.1"),
+        ("--earlyexit-thresholds 1 --earlyexit-max-drop 1", "--earlyexit-thresholds and --earlyexit-max-drop: give one of them"),
+        ("--sense element --earlyexit-thresholds 1", "--earlyexit-thresholds: only when training or evaluating"),
+        ("--export-onnx --earlyexit-shares 0.5", "--earlyexit-shares: only when training or evaluating"),
+        ("-e --qe --earlyexit-thresholds 1", "--earlyexit-thresholds: not with --quantize-eval, which quantizes no exits"),
+        ("-e --earlyexit-criterion confidence", "--earlyexit-criterion: goes with --earlyexit-thresholds, --earlyexit-max-drop "
+         "or --earlyexit-shares"),
+        ("-e --earlyexit-criterion confidence --earlyexit-thresholds 0.5 2", "--earlyexit-thresholds: a confidence is a number "
+         "from 0 to 1, got 2"),
+        ("--earlyexit-shares 0.5 0.6", "--earlyexit-shares: are shares of all images, together at most 1, got 1.1"),
+        ("--kd-teacher a --kd-resume b --kd-chain c --earlyexit-layers l",
+         "--earlyexit-layers: not with --kd-chain, whose networks have other layers"),
         ("-e --qe --act-stats test", "--activation-stats: not with --quantize-eval, quantized layers have their ReLU inside"),
     ],
 )  # fmt: skip
@@ -290,6 +304,9 @@ def test_one_job_at_a_time(argv, first, second):
         "-e --qe --confusion",
         "--masks-sparsity --param-hist --save-untrained-model --act-stats train valid test",
         "-e --act-stats test",
+        "--earlyexit-layers a b --earlyexit-lossweights 0.3 0.3 --earlyexit-thresholds 1 never",
+        "-e --earlyexit-criterion confidence --earlyexit-max-drop 0.5",
+        "-e --earlyexit-thresholds 0",
     ],
 )
 def test_flags_that_go_together(argv):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from distiller.branch_points import final_output
 from distiller.dataset_facts import DATASET_FACTS
 from distiller.models import create_model, find_spec, input_shape_for
 from distiller.names import canonical, named_parameters
@@ -17,13 +18,21 @@ CASES = [
     if dataset != "digits" or find_spec(arch).dataset != "imagenet"
 ]
 # Tens of millions of weights: shapes and names are checked on the meta device, which computes nothing.
-LARGE = ("alexnet_bn", "preact_resnet34", "preact_resnet50", "preact_resnet101", "preact_resnet152")
+LARGE = (
+    "alexnet_bn",
+    "preact_resnet34",
+    "preact_resnet50",
+    "preact_resnet101",
+    "preact_resnet152",
+    "resnet1202_cifar_earlyexit",
+    "resnet50_earlyexit",
+)
 # Of those that differ in the number of blocks only, one of each kind of block has its values checked.
 SAME_CODE = {
     "preact_resnet34": "preact_resnet18",
     "preact_resnet101": "preact_resnet50",
     "preact_resnet152": "preact_resnet50",
-}
+} | {f"resnet{depth}_cifar_earlyexit": "resnet20_cifar_earlyexit" for depth in (32, 44, 56, 110, 1202)}
 WITH_VALUES = [
     pytest.param(arch, marks=pytest.mark.skip(reason=f"slow, and the code of {SAME_CODE[arch]}"))
     if arch in SAME_CODE
@@ -43,7 +52,7 @@ def test_model_gives_a_score_for_each_class(arch, dataset):
     with torch.no_grad(), device_for(arch):
         model = create_model(False, dataset, arch)
         assert model.input_shape == (1, *shape)
-        assert model.train()(torch.randn(2, *shape)).shape == (2, facts.num_classes)
+        assert final_output(model.train()(torch.randn(2, *shape))).shape == (2, facts.num_classes)
         assert model.eval()(torch.randn(2, *shape)).shape == (2, facts.num_classes)
 
 

@@ -33,6 +33,11 @@ from tests.contract.test_pruners import CONV, NAME, PRUNER_CASES, kind_of
 from tests.contract.test_regularizers import CASES
 
 EXTENSION_SETTINGS = {
+    "SoftWeightSharing": [
+        {"components": 4, "initial_std": 0.1, "tau": 1e-3},
+        {"components": 4, "per_parameter": True, "weights": [NAME], "initial_means": "kmeans"},
+    ],
+    "QuantizeToMixture": [{"components": 4}, {"mode": "zero_bin", "weights": [NAME]}],
     "L0Regularizer": [
         {"reg_regims": {NAME: [0.01, group]}, "keep_probability": 0.7}
         for group in ("Elements", "2D", "Channels", "Filters")
@@ -41,6 +46,7 @@ EXTENSION_SETTINGS = {
     "FilterRemover": [{}],
     "ChannelRemover": [{}],
     "StructureRemover": [{}],
+    "KnowledgeDistillation": [{"temperature": 4}, {"hints": [{"teacher": "after", "student": "before"}]}],
 }
 REMOVED = {"before.weight": [0, 2], "layer.weight": [3]}
 SCALING = {"use_double_copies": True, "mask_on_forward_only": True}
@@ -188,6 +194,10 @@ def test_every_registered_extension_has_settings_here():
 def test_an_extension_goes_on_after_a_thinning_and_through_a_restart(tmp_path, class_name, settings):
     def make_policy(model):
         extra = {"model": model} if "model" in injected(EXTENSIONS[class_name]) else {}
-        return EXTENSIONS[class_name](name="e", **extra, **copy.deepcopy(settings))
+        extension = EXTENSIONS[class_name](name="e", **extra, **copy.deepcopy(settings))
+        if class_name == "KnowledgeDistillation":
+            torch.manual_seed(1)
+            extension.learn_from(Stack(CONV))
+        return extension
 
     check_that_it_goes_on(tmp_path, CONV, make_policy)

@@ -313,7 +313,6 @@ def test_an_output_folder_that_cannot_be_written(program, job, folder, reason):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ("--kd-temp 2", "--kd-temp: knowledge distillation is not available in this version"),
         ("--epochs 0", "argument --epochs: must be a whole number from 1, got '0'"),
         ("--frobnicate", "unrecognized arguments: --frobnicate"),
         ("-e -o ''", "argument -o/--out-dir: must not be empty"),

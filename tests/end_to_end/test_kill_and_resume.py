@@ -77,6 +77,26 @@ policies:
   - extension: {instance_name: late}
     epochs: [2, 4]
 """,
+    "layers factored": """
+pruners:
+  before: {class: SparsityLevelParameterPruner, levels: {conv2.weight: 0.5, fc.weight: 0.3}}
+  after: {class: SparsityLevelParameterPruner, levels: {conv2.first.weight: 0.4, fc.sparse.weight: 0.97}}
+extensions:
+  low_rank: {class: LowRankFactorization, layers: {conv2: {energy: 0.8, whitened: true}, fc: {rank: 3, sparse: 0.1}}}
+lr_schedulers:
+  lr: {class: ExponentialLR, gamma: 0.7}
+policies:
+  - pruner: {instance_name: after}
+    epochs: [3, 4]
+  - pruner: {instance_name: before}
+    epochs: [0]
+  - extension: {instance_name: low_rank}
+    epochs: [1, 2]
+  - lr_scheduler: {instance_name: lr}
+    starting_epoch: 0
+    ending_epoch: 5
+    frequency: 1
+""",
     "filters physically removed": """
 pruners:
   f: {class: ActivationAPoZRankedFilterPruner_AGP, initial_sparsity: 0.2, final_sparsity: 0.5, group_type: Filters,
@@ -97,6 +117,20 @@ policies:
     epochs: [2]
   - lr_scheduler: {instance_name: lr}
     starting_epoch: 0
+    ending_epoch: 5
+    frequency: 1
+""",
+    "soft weight sharing, then one value for each component": """
+extensions:
+  mixture: {class: SoftWeightSharing, components: 4, initial_std: 0.1, tau: 1.0e-4, scaling: true, every: 2, history: 50}
+  quantize: {class: QuantizeToMixture, recentre: true}
+policies:
+  - extension: {instance_name: mixture}
+    starting_epoch: 0
+    ending_epoch: 3
+    frequency: 1
+  - extension: {instance_name: quantize}
+    starting_epoch: 3
     ending_epoch: 5
     frequency: 1
 """,
@@ -170,6 +204,26 @@ def test_a_training_killed_in_every_epoch_is_resumed_bit_for_bit(program, whole,
         flags = f"--resume-from {left}"
     program.run(command("sgd", "resumed") + flags).succeeded()
     assert_same_run(program.latest("resumed") / "checkpoint.pth.tar", whole(schedule, "sgd"))
+
+
+def test_a_training_with_early_exits_killed_twice_is_resumed_bit_for_bit(program):
+    """Their branches are thinned with the network; the checkpoint says where they are."""
+    program.write("schedule.yaml", SCHEDULES["filters physically removed"])
+    weights, layers = "--earlyexit-lossweights 0.2 0.3 ", "--earlyexit-layers relu1 relu2 "
+    program.run(command("sgd", "whole") + weights + layers + "--seed 11").succeeded()
+    flags = layers + "--seed 11"
+    for epoch in (2, 4):
+        killed = program.run(
+            command("sgd", f"killed{epoch}") + weights + flags,
+            kill=("torch.optim:Optimizer.zero_grad", 2 * STEPS + 3),
+        )
+        assert killed.status == -signal.SIGKILL
+        left = program.latest(f"killed{epoch}") / "checkpoint.pth.tar"
+        assert load(left)["epoch"] == epoch - 1
+        assert [exit["layer"] for exit in load(left)["early_exits"]] == ["relu1", "relu2"]
+        flags = f"--resume-from {left}"
+    program.run(command("sgd", "resumed") + weights + flags).succeeded()
+    assert_same_run(*(program.latest(out) / "checkpoint.pth.tar" for out in ("resumed", "whole")))
 
 
 def test_a_kill_from_outside_at_no_chosen_moment(program, whole):

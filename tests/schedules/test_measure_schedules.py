@@ -112,6 +112,23 @@ def test_the_baseline_is_run_before_what_resumes_from_it(project):
     )
 
 
+def test_the_teachers_baseline_is_run_before_what_learns_from_it(project, tmp_path):
+    distilled = tmp_path / "schedules" / "distilled" / "tiny.yaml"
+    distilled.parent.mkdir()
+    text = PRUNED.replace(
+        "--resume-from CHECKPOINT --reset-optimizer", "--kd-teacher tiny --kd-resume TEACHER"
+    )
+    distilled.write_text(
+        text.replace("half/tiny.yaml", "distilled/tiny.yaml").replace("half.json", "distilled.json")
+    )
+    assert measure([Shipped(distilled, distilled.read_text())], shipped(), again=False) == []
+    first, second = project
+    assert first[first.index("-n") + 1] == "dense"
+    assert second[second.index("--kd-resume") + 1] == str(
+        logs_of(results_of(shipped()[0])) / "latest_log_dir/checkpoint.pth.tar"
+    )
+
+
 def test_what_is_measured_is_not_run_again(project):
     measure(both(), shipped(), again=False)
     project.clear()

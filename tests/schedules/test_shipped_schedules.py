@@ -16,8 +16,10 @@ from torch import nn
 
 import compress_classifier
 from distiller.apputils import classifier_jobs
+from distiller.branch_points import final_output
 from distiller.config import file_config
 from distiller.dataset_facts import DATASET_FACTS, infer_dataset
+from distiller.distillation import KnowledgeDistillationPolicy
 from distiller.model_summaries import total_macs
 from distiller.models import create_model, input_shape_for
 from distiller.names import resolve_all
@@ -66,9 +68,10 @@ def flags(schedule: Shipped):
     return compress_classifier.make_parser().parse_args(schedule.flags)
 
 
-def model_of(schedule: Shipped) -> tuple[nn.Module, tuple[int, ...]]:
-    """The model of a schedule's command, and the shape of two of its images."""
+def model_of(schedule: Shipped, arch: str | None = None) -> tuple[nn.Module, tuple[int, ...]]:
+    """The model of a schedule's command, or another for its data, and the shape of two of its images."""
     args = flags(schedule)
+    args.arch = arch or args.arch
     dataset = args.dataset or infer_dataset(args.arch)
     facts = DATASET_FACTS[dataset]
     shape = input_shape_for(args.arch, facts.channels, facts.size)
@@ -133,7 +136,7 @@ def test_the_index_is_current():
 @each(SHIPPED)
 def test_a_dry_run_of_its_command_tells_what_it_does(schedule):
     args = flags(schedule)
-    args.resumed_checkpoint_path = args.reset_optimizer = None
+    args.resumed_checkpoint_path = args.reset_optimizer = args.kd_teacher = args.kd_resume = None
     text = classifier_jobs.dry_run(args)
     assert "note:" not in text
     for name in classes_of(schedule.data):
@@ -150,6 +153,9 @@ def test_a_schedule_runs_to_the_sparsity_it_promises(schedule):
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     dense_macs = total_macs(model, (1, *shape[1:]))
     scheduler = file_config(model, optimizer, schedule.path)
+    for entry in scheduler.policies:
+        if isinstance(entry.policy, KnowledgeDistillationPolicy) and entry.policy.teachers is None:
+            entry.policy.learn_from(model_of(schedule, flags(schedule).kd_teacher)[0])
     last = flags(schedule).epochs - 1
     torch.manual_seed(0)
     images, labels = torch.randn(shape), torch.zeros(2, dtype=torch.int64)
@@ -157,7 +163,7 @@ def test_a_schedule_runs_to_the_sparsity_it_promises(schedule):
     for epoch in sorted({min(e, last) for w in windows for e in (w.start, w.last, w.last + 1)}):
         scheduler.on_epoch_begin(epoch, optimizer)
         scheduler.on_minibatch_begin(epoch, 0, 1, optimizer)
-        loss = nn.functional.cross_entropy(model(images), labels)
+        loss = nn.functional.cross_entropy(final_output(model(images)), labels)
         loss = scheduler.before_backward_pass(epoch, 0, 1, loss, optimizer)
         assert isinstance(loss, torch.Tensor)
         optimizer.zero_grad()
