@@ -24,6 +24,7 @@ from distiller import (
     quantization,
     regularization,
     sensitivity,
+    weight_sharing,
 )
 from distiller.apputils.determinism import set_deterministic
 from distiller.apputils.inference_state import inference_state
@@ -254,6 +255,7 @@ __all__ = [
     "to_np",
     "total_macs",
     "volume",
+    "weight_sharing",
     "weights_sparsity_summary",
     "weights_sparsity_tbl_summary",
 ]

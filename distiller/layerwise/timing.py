@@ -19,6 +19,9 @@ from distiller.export.latency import measure_latencies
 __all__ = ["Timing", "time_in_turns"]
 
 
+_FEWEST_REPEATS = 7  # quartiles of fewer say little
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """Wall time of a forward pass.
@@ -58,15 +61,15 @@ def time_in_turns(
         input_shape: of one image: (channels, height, width).
         batch_size: images in a pass.
         device: where the models are.
-        min_time: seconds for each model to go on for. A round that has begun is finished; three are always
-            measured.
+        min_time: seconds for each model to go on for. A round that has begun is finished; seven are always
+            measured, if `max_repeats` allows.
         max_repeats: passes of each model at most.
     """
     measure_latencies(models, input_shape, batch_size, device=device, warmup=1, max_repeats=1)
     passes: list[list[float]] = [[] for _ in models]
     latency, rounds = None, 0
     end = time.perf_counter() + min_time * len(models)
-    while rounds < 3 or (rounds < max_repeats and time.perf_counter() < end):
+    while rounds < min(_FEWEST_REPEATS, max_repeats) or (rounds < max_repeats and time.perf_counter() < end):
         # Who comes first finds the caches filled with the input: that falls on each in turn.
         order = [(rounds + index) % len(models) for index in range(len(models))]
         found = measure_latencies(

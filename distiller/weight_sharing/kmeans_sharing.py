@@ -67,7 +67,10 @@ class KMeansWeightSharing(Policy):
         return {name: codes.long() for name, codes in self._codes.items()}
 
     def check(self, model: nn.Module) -> None:  # noqa: D102
-        self._bits.select([name for name, _ in named_parameters(model)])
+        self.acts_on(model)
+
+    def acts_on(self, model: nn.Module) -> tuple[str, ...]:  # noqa: D102
+        return self._bits.select([name for name, _ in named_parameters(model)])
 
     def on_minibatch_begin(self, ctx: StepContext) -> None:
         """Before the first mini-batch of all, cluster the weights.
@@ -114,7 +117,7 @@ class KMeansWeightSharing(Policy):
             self._codes[name] = cut(self._codes[name], cuts[name])
 
     def describe(self, ctx: StepContext) -> str:  # noqa: D102
-        widths = {name: self._bits.get(name) for name in self._bits.select(list(ctx.masks.params))}
+        widths = {name: self._bits.get(name) for name in self.acts_on(ctx.model)}
         told = ", ".join(f"{name} ({bits} bits)" for name, bits in widths.items())
         return f"{type(self).__name__}: {told}"
 

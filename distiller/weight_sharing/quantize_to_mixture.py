@@ -202,8 +202,8 @@ class QuantizeToMixture(Policy):
             )  # fmt: skip
 
     def has_final_sparsity(self, ctx: StepContext) -> bool:
-        """Whether the weights have been quantized."""
-        return bool(self.shared)
+        """Whether the weights have been quantized by the end of the epoch."""
+        return ctx.epoch >= ctx.window.start
 
     def follow_thinning(self, cuts: TensorCuts) -> None:  # noqa: D102
         self.shared = [

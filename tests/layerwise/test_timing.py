@@ -30,7 +30,7 @@ def test_models_take_turns_and_each_is_the_first_as_often():
             calls.append(self.out_features)
             return super().forward(input)
 
-    first, second = time_in_turns([Recorded(3, 1), Recorded(3, 2)], (3,), 4, min_time=0)
+    first, second = time_in_turns([Recorded(3, 1), Recorded(3, 2)], (3,), 4, min_time=0, max_repeats=3)
     assert (first.repeats, second.repeats) == (3, 3)
     assert calls == [1, 2, 1, 2, 1, 2, 2, 1, 1, 2]
     assert first.q1_s <= first.median_s <= first.q3_s
