@@ -33,7 +33,7 @@ TITLES = {
     "quantized": "soft weight sharing, quantized, values trained on, packed",
 }
 RATE, POINTS, SPARSITY = 40.0, 1.0, 0.95
-"""Bars: how many times smaller the pipeline's file is at least, and what it may lose; zeros of the mixture's."""
+"""Bars: how many times smaller the pipeline's file is at least, what it may lose; zeros of the mixture's."""
 
 Cards = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -88,11 +88,12 @@ def page(cards: Cards) -> str:
     return f"""\
 # Compression rates, by the file
 
-Written by `python -m docs.measure_compression`. LeNet-300-100 (266,610 parameters, 1,066,440 bytes in float32)
-on Fashion-MNIST, three seeds each: top-1 of all 10,000 test images after the last epoch, mean and its 95 %
-interval (Student's t), and each seed's correct decisions; sparsity of all parameters, biases too; the size of
-the packed file (`--pack`), header and checksums included, against the bytes of float32. The file holds the
-network bit for bit: what it loses was lost in training. Commands and settings are those of the schedules
+Written by `python -m docs.measure_compression`. LeNet-300-100 (266,610 parameters, 1,066,440 bytes in
+float32) on Fashion-MNIST, three seeds each: top-1 of all 10,000 test images after the last epoch, mean and
+its 95 % interval (Student's t), and each seed's correct decisions; sparsity of all parameters, biases too;
+the size of the packed file (`--pack`), header and checksums included, against the bytes of float32. The file
+holds the network bit for bit: what it loses was lost in training. Commands and settings are those of the
+schedules
 [pruned and shared](../schedules/{_PIPELINES}_prune_share.yaml),
 [all together](../schedules/{_PIPELINES}_all.yaml) and
 [soft weight sharing](../schedules/{_SHARING}.yaml), which each start from the same seed's dense network.
