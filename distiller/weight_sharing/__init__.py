@@ -2,7 +2,6 @@
 
 from distiller.weight_sharing.components import (
     assign_to_components,
-    component_values,
     divergence,
     fit_mixture,
     merge_components,
@@ -15,10 +14,10 @@ from distiller.weight_sharing.mixture import Mixture, mixture_penalty, plain_mix
 from distiller.weight_sharing.priors import BetaPrior, GammaPrior
 from distiller.weight_sharing.quantize_to_mixture import (
     QuantizeToMixture,
-    SharedWeights,
     mixture_of_weights,
     share_weights,
 )
+from distiller.weight_sharing.shared_values import SharedWeights, component_values
 from distiller.weight_sharing.soft_weight_sharing import SoftWeightSharing
 
 __all__ = [

@@ -17,13 +17,12 @@ from distiller.errors import DistillerError, did_you_mean
 from distiller.quantization.codebook.kmeans_1d import kmeans_1d
 from distiller.schedule_yaml import shown
 from distiller.weight_sharing.mixture import Mixture, log_terms, mixture_moments
+from distiller.weight_sharing.shared_values import KEPT
 
 __all__ = [
-    "KEPT",
     "Assignment",
     "Means",
     "assign_to_components",
-    "component_values",
     "divergence",
     "fit_mixture",
     "merge_components",
@@ -32,8 +31,6 @@ __all__ = [
 
 Means = Literal["linspace", "quantiles", "kmeans"]
 Assignment = Literal["l2", "p", "p_l2", "responsibility", "zero_bin"]
-KEPT = 255
-"""Instead of a component's number: the weight stays as it is."""
 _KMEANS_SAMPLE = 20_000
 _LEAST_VARIANCE = 1e-12
 
@@ -183,20 +180,6 @@ def assign_to_components(values: Tensor, mixture: Mixture, mode: Assignment = "l
         if mode in ("p", "zero_bin"):
             codes = torch.where(codes == 0, 0, KEPT)
     return torch.where(flat == 0, 0, codes).to(torch.uint8).view(values.shape)
-
-
-def component_values(values: Tensor, codes: Tensor, means: Tensor) -> Tensor:
-    """The means that the codes stand for; what is `KEPT` stays.
-
-    Args:
-        values: the weights.
-        codes: uint8, alike.
-        means: (components,).
-    """
-    is_kept = codes == KEPT
-    table = means.to(values.device, values.dtype)
-    shared = table[torch.where(is_kept, 0, codes).long()]
-    return torch.where(is_kept, values, shared)
 
 
 def _free_means(values: Tensor, count: int, means: Means | Sequence[float]) -> Tensor:

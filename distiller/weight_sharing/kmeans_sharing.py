@@ -7,6 +7,7 @@ parameters as they are by then: pruned, thinned or factorized. Knows nothing abo
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
@@ -18,12 +19,12 @@ from distiller.names import named_parameters
 from distiller.pruning.settings import SettingsByName, check_whole_number, checked_whole_number, some_by_name
 from distiller.quantization.codebook.kmeans_1d import kmeans_1d
 from distiller.registry import EXTENSIONS
-from distiller.tensor_cuts import TensorCuts, cut
-from distiller.weight_sharing.shared_values import codes_of, mean_by_code, values_by_code
+from distiller.tensor_cuts import TensorCuts
+from distiller.weight_sharing.shared_values import SharedWeights
 
 __all__ = ["KMeansWeightSharing"]
 
-_MOST_BITS = 8
+_MOST_BITS = 7
 
 
 @EXTENSIONS.register
@@ -41,7 +42,7 @@ class KMeansWeightSharing(Policy):
     Args:
         name: the instance's name in the schedule.
         model: the model in training; names are checked against it.
-        bits: by parameter name, pattern or `*`, 1 to 8: a weight has up to 2^bits values beside 0.
+        bits: by parameter name, pattern or `*`, 1 to 7: a weight has up to 2^bits values beside 0.
 
     Raises:
         DistillerError: a name that the model does not have, or a number out of range.
@@ -60,11 +61,12 @@ class KMeansWeightSharing(Policy):
         self._bits = SettingsByName("bits", bits)
         for key, value in bits.items():
             check_whole_number(f"bits['{key}']", value, least=1, most=_MOST_BITS)
-        self._codes: dict[str, Tensor] = {}
+        self._shared: dict[str, SharedWeights] = {}
 
-    def codes(self) -> dict[str, Tensor]:
-        """By parameter name, the code of each element, int64, 0 for pruned ones; {} before the first step."""
-        return {name: codes.long() for name, codes in self._codes.items()}
+    @property
+    def shared(self) -> dict[str, SharedWeights]:
+        """By parameter name, its values and codes; {} before the first step."""
+        return dict(self._shared)
 
     def check(self, model: nn.Module) -> None:  # noqa: D102
         self.acts_on(model)
@@ -78,7 +80,7 @@ class KMeansWeightSharing(Policy):
         Raises:
             DistillerError: a weight is not finite.
         """
-        if self._codes:
+        if self._shared:
             return
         params = ctx.masks.params
         for name in self._bits.select(list(params)):
@@ -91,30 +93,27 @@ class KMeansWeightSharing(Policy):
                 )
             weight = weight if mask is None else weight * mask
             row = weight.flatten().to(torch.float64).cpu().numpy()[None]
-            values = torch.from_numpy(kmeans_1d(row, 2 ** int(bits))[0]).to(weight)
-            codes = codes_of(weight, values)
-            params[name].data.copy_(values_by_code(values, codes))
-            self._codes[name] = codes.to(torch.int16)
+            values = torch.from_numpy(kmeans_1d(row, 2 ** int(bits))[0])
+            shared = SharedWeights(torch.cat([torch.zeros(1), values]), {name: _codes(weight, values)})
+            shared.write(params)
+            self._shared[name] = shared
 
     def before_parameter_optimization(self, ctx: StepContext) -> None:
         """Give the elements of a cluster the mean of their gradients."""
-        params = ctx.masks.params
-        for name, codes in self._codes.items():
-            param = params[name]
-            if param.grad is not None:
-                param.grad.copy_(mean_by_code(param.grad, _alive(codes, param)))
+        for shared in self._shared.values():
+            shared.share_gradients(ctx.masks.params)
 
     def on_minibatch_end(self, ctx: StepContext) -> None:
         """Give the elements of a cluster their mean: what the optimizer remembers may differ between them."""
         params = ctx.masks.params
-        for name, codes in self._codes.items():
-            param = params[name]
-            param.data.copy_(mean_by_code(param.data, _alive(codes, param)))
+        for name, shared in self._shared.items():
+            alive = shared.without_pruned(params).recentred(params)
+            alive.write(params)
+            self._shared[name] = replace(shared, values=alive.values)
 
     def follow_thinning(self, cuts: TensorCuts) -> None:
         """Go on with the codes of the elements that stay."""
-        for name in self._codes.keys() & cuts.keys():
-            self._codes[name] = cut(self._codes[name], cuts[name])
+        self._shared = {name: shared.after_cuts(cuts) for name, shared in self._shared.items()}
 
     def describe(self, ctx: StepContext) -> str:  # noqa: D102
         widths = {name: self._bits.get(name) for name in self.acts_on(ctx.model)}
@@ -122,24 +121,34 @@ class KMeansWeightSharing(Policy):
         return f"{type(self).__name__}: {told}"
 
     def state_dict(self) -> dict[str, Any]:
-        """The codes."""
-        return {"codes": dict(self._codes)}
+        """The values and the codes."""
+        return {
+            "shared": {
+                name: {"values": shared.values, "codes": shared.codes[name]}
+                for name, shared in self._shared.items()
+            }
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the codes in `state`.
+        """Go on with the sharing in `state`.
 
         Raises:
-            CheckpointError: they are of other parameters.
+            CheckpointError: it is of other parameters.
         """
-        for name, codes in state["codes"].items():
-            if self._bits.get(name) is None or not isinstance(codes, Tensor):
+        for name in state["shared"]:
+            if self._bits.get(name) is None:
                 raise CheckpointError(
                     f"the checkpoint has codes of '{name}', which '{self.name}' does not share; "
                     "resume with the same schedule"
                 )
-        self._codes = {name: codes.clone() for name, codes in state["codes"].items()}
+        self._shared = {
+            name: SharedWeights(entry["values"], {name: entry["codes"]})
+            for name, entry in state["shared"].items()
+        }
 
 
-def _alive(codes: Tensor, param: Tensor) -> Tensor:
-    """The codes with 0 for what has been pruned since they were found."""
-    return torch.where(param.detach() == 0, 0, codes.long().to(param.device))
+def _codes(weight: Tensor, values: Tensor) -> Tensor:
+    """The code of the nearest value, the larger of two that are as near; 0 where the weight is exactly 0."""
+    middles = ((values[1:] + values[:-1]) / 2).to(weight.device)
+    nearest = torch.bucketize(weight.to(torch.float64), middles, right=True) + 1
+    return torch.where(weight == 0, 0, nearest).to(torch.uint8)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
@@ -29,41 +29,21 @@ from distiller.pruning.settings import (
 )
 from distiller.registry import EXTENSIONS
 from distiller.regularization.refusals import refuse_nan
-from distiller.tensor_cuts import TensorCuts, cut
+from distiller.tensor_cuts import TensorCuts
 from distiller.weight_sharing.components import (
-    KEPT,
     Assignment,
     assign_to_components,
-    component_values,
     fit_mixture,
     merge_components,
     start_mixture,
 )
 from distiller.weight_sharing.mixture import Mixture
+from distiller.weight_sharing.shared_values import SharedWeights
 from distiller.weight_sharing.soft_weight_sharing import MOST_COMPONENTS, SoftWeightSharing, default_weights
 
-__all__ = ["QuantizeToMixture", "SharedWeights", "mixture_of_weights", "share_weights"]
+__all__ = ["QuantizeToMixture", "mixture_of_weights", "share_weights"]
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class SharedWeights:
-    """The weights that share the values of one mixture.
-
-    Attributes:
-        values: (components,), float64; the first is 0.
-        codes: by parameter, uint8 in its shape: numbers of components, or `KEPT`.
-    """
-
-    values: Tensor
-    codes: Mapping[str, Tensor]
-
-    @property
-    def sparsity(self) -> float:
-        """The fraction of the weights that are zero."""
-        count = sum(codes.numel() for codes in self.codes.values())
-        return sum(int((codes == 0).sum()) for codes in self.codes.values()) / max(1, count)
 
 
 def share_weights(
@@ -80,7 +60,7 @@ def share_weights(
     """
     codes = {name: assign_to_components(param, mixture, mode) for name, param in params.items()}
     shared = SharedWeights(mixture.means.clone(), codes)
-    return SharedWeights(_centroids(params, shared), codes) if recentre else shared
+    return shared.recentred(params) if recentre else shared
 
 
 def mixture_of_weights(params: Mapping[str, Tensor], components: int = 16, pi_zero: float = 0.9) -> Mixture:
@@ -166,23 +146,18 @@ class QuantizeToMixture(Policy):
 
     def before_parameter_optimization(self, ctx: StepContext) -> None:
         """Give all weights of a component the mean of their gradients."""
-        params = ctx.masks.params
         for shared in self.shared:
-            gradients = {name: params[name].grad for name in shared.codes}
-            known = {name: gradient for name, gradient in gradients.items() if gradient is not None}
-            codes = {name: shared.codes[name] for name in known}
-            means = _means_by_code(known, codes)
-            means[0] = 0.0
-            _write(known, SharedWeights(means, codes))
+            shared.share_gradients(ctx.masks.params)
 
     def on_minibatch_end(self, ctx: StepContext) -> None:
         """Give them one value again: what the optimizer remembers of them may differ."""
         params = ctx.masks.params
         for index, shared in enumerate(self.shared):
+            alive = shared.without_pruned(params)
             if self._trains:
-                shared = SharedWeights(_centroids(params, shared), shared.codes)
-                self.shared[index] = shared
-            _write(params, shared)
+                alive = alive.recentred(params)
+                self.shared[index] = replace(shared, values=alive.values)
+            alive.write(params)
 
     def quantize(self, ctx: StepContext) -> None:
         """Merge components, prune, and share; what the policy does in its first epoch."""
@@ -193,7 +168,7 @@ class QuantizeToMixture(Policy):
             merged = merge_components(mixture, self._merge_kl, self._zero_merge_kl)
             shared = share_weights(chosen, merged, self.mode, self._recentre)
             self.shared.append(shared)
-            _write(params, shared)
+            shared.write(params)
             for name, codes in shared.codes.items():
                 ctx.masks.put(name, mask_like(params[name], codes != 0), self._slot, PLAIN_RULES)
             _LOG.info(
@@ -206,16 +181,7 @@ class QuantizeToMixture(Policy):
         return ctx.epoch >= ctx.window.start
 
     def follow_thinning(self, cuts: TensorCuts) -> None:  # noqa: D102
-        self.shared = [
-            SharedWeights(
-                shared.values,
-                {
-                    name: cut(codes, cuts[name]) if name in cuts else codes
-                    for name, codes in shared.codes.items()
-                },
-            )
-            for shared in self.shared
-        ]
+        self.shared = [shared.after_cuts(cuts) for shared in self.shared]
 
     def describe(self, ctx: StepContext) -> str:  # noqa: D102
         what = ", ".join(self._asked) if self._asked else "what has a mixture"
@@ -269,28 +235,3 @@ class QuantizeToMixture(Policy):
                 (mixture_of_weights({name: params[name] for name in left}, self._components), list(left))
             )
         return [(mixture, tuple(names)) for mixture, names in found]
-
-
-@torch.no_grad()
-def _write(tensors: Mapping[str, Tensor], shared: SharedWeights) -> None:
-    for name, codes in shared.codes.items():
-        tensors[name].copy_(component_values(tensors[name].detach(), codes, shared.values))
-
-
-def _centroids(params: Mapping[str, Tensor], shared: SharedWeights) -> Tensor:
-    """The mean of the weights of each component; zero stays, and so does what has no weights."""
-    means = _means_by_code(params, shared.codes)[: len(shared.values)]
-    means = torch.where(means.isnan(), shared.values, means)
-    means[0] = 0.0
-    return means
-
-
-@torch.no_grad()
-def _means_by_code(tensors: Mapping[str, Tensor], codes: Mapping[str, Tensor]) -> Tensor:
-    """The mean over all elements of each code, float64; NaN where there are none."""
-    sums, counts = torch.zeros(2, KEPT + 1, dtype=torch.float64)
-    for name, places in codes.items():
-        flat = places.flatten().int()
-        sums += torch.bincount(flat, tensors[name].detach().flatten().double(), KEPT + 1).cpu()
-        counts += torch.bincount(flat, minlength=KEPT + 1).cpu()
-    return sums / counts

@@ -10,15 +10,14 @@ from hypothesis import strategies as st
 
 from distiller.errors import DistillerError
 from distiller.weight_sharing.components import (
-    KEPT,
     assign_to_components,
-    component_values,
     divergence,
     fit_mixture,
     merge_components,
     start_mixture,
 )
 from distiller.weight_sharing.mixture import Mixture
+from distiller.weight_sharing.shared_values import KEPT, component_values
 
 
 def mixture(means, stds, mixing=None):

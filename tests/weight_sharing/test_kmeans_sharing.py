@@ -109,6 +109,23 @@ def test_training_is_that_of_centroids_whose_gradient_is_divided_by_their_elemen
     torch.testing.assert_close(model[0].weight.detach(), centroids.detach()[places])
 
 
+def test_what_is_pruned_after_sharing_counts_no_more():
+    model, optimizer, scheduler = set_up(schedule())
+    train(model, scheduler, optimizer, [0])
+    mask = torch.ones_like(model[0].weight)
+    mask[:4] = 0
+    scheduler.masks.put("0.weight", mask)
+    train(model, scheduler, optimizer, [1])
+    with scheduler.masked():
+        weight = model[0].weight.detach()
+        assert (weight[:4] == 0).all()
+        assert distinct(weight[4:]) <= 4
+        (policy,) = [entry.policy for entry in scheduler.policies]
+        shared = policy.shared["0.weight"]
+        expected = shared.values.float()[shared.codes["0.weight"].long()]
+        assert torch.equal(weight[4:], expected[4:])
+
+
 def test_what_is_masked_stays_zero_and_is_no_value():
     plan = schedule(start=1)
     plan["pruners"] = {"level": {"class": "SparsityLevelParameterPruner", "levels": {"0.weight": 0.5}}}
@@ -142,14 +159,14 @@ def test_codes_follow_thinning():
     scheduler = CompressionScheduler(model)
     scheduler.add_policy(sharing, [0, 1])
     scheduler.on_minibatch_begin(0, 0, 1, torch.optim.SGD(model.parameters(), lr=0.1))
-    codes = sharing.codes()["0.weight"]
+    codes = sharing.shared["0.weight"].codes["0.weight"]
     sharing.follow_thinning({"0.weight": {0: (1, 3)}, "2.weight": {1: (1, 3)}})
-    assert torch.equal(sharing.codes()["0.weight"], codes[[1, 3]])
+    assert torch.equal(sharing.shared["0.weight"].codes["0.weight"], codes[[1, 3]])
 
 
-def test_more_bits_than_a_byte_are_refused_with_their_line():
-    with pytest.raises(ScheduleError, match=r"must be at most 8, got 9"):
-        set_up(schedule(bits={"*.weight": 9}))
+def test_more_bits_than_codes_have_are_refused_with_their_line():
+    with pytest.raises(ScheduleError, match=r"must be at most 7, got 8"):
+        set_up(schedule(bits={"*.weight": 8}))
 
 
 def test_an_unknown_name_is_refused():
@@ -174,7 +191,7 @@ def test_weights_that_are_not_finite_are_refused():
 def test_codes_of_another_schedule_are_refused():
     sharing = KMeansWeightSharing("share", make_model(), {"0.weight": 1})
     with pytest.raises(CheckpointError, match=r"has codes of '2.weight', which 'share' does not share"):
-        sharing.load_state_dict({"codes": {"2.weight": torch.zeros(3, 8, dtype=torch.int16)}})
+        sharing.load_state_dict({"shared": {"2.weight": {}}})
 
 
 def test_describe_tells_the_widths():

@@ -17,7 +17,7 @@ from distiller.weight_sharing import (
     share_weights,
     start_mixture,
 )
-from distiller.weight_sharing.components import KEPT
+from distiller.weight_sharing.shared_values import KEPT
 from tests.doubles import train
 
 NAMES = ("conv1.weight", "conv2.weight", "fc.weight")
