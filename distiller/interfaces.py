@@ -147,7 +147,7 @@ class Policy:
         return True
 
     def acts_on(self, model: nn.Module) -> tuple[str, ...]:
-        """Canonical names of the parameters that it keeps something of by name, beside pruner and regularizer."""
+        """Canonical names of parameters that it keeps something of by name, beside pruner and regularizer."""
         return ()
 
     def follow_thinning(self, cuts: TensorCuts) -> None:
