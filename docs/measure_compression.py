@@ -23,8 +23,6 @@ from docs.seeded_runs import SEEDS, Study, Training, flags_of, spread, top1
 PAGE = ROOT / "docs" / "compression_rates.md"
 _PIPELINES = "pipelines/lenet_300_100_fashion_mnist"
 _SHARING = "soft_weight_sharing/lenet_300_100_fashion_mnist"
-QUANTIZED_IN = 30
-"""The epoch in which the schedule of soft weight sharing quantizes."""
 TITLES = {
     "dense": "dense",
     "prune_share": "pruned, shared, packed",
@@ -44,9 +42,9 @@ def study() -> Study:
         _flags(f"baseline_networks/{stem}_fashion_mnist") for stem in ("lenet_300_100", "lenet5")
     )
     known = {"CHECKPOINT": "{dense}", "TEACHER": "{teacher}"}
-    mixture = _flags(_SHARING, **known)
-    epochs = mixture.index("--epochs") + 1
-    unquantized = (*mixture[:epochs], str(QUANTIZED_IN), *mixture[epochs + 1 :])
+    quantized = _flags(_SHARING, **known)
+    epochs = quantized.index("--epochs") + 1
+    unquantized = (*quantized[:epochs], str(quantized_in()), *quantized[epochs + 1 :])
     return Study(
         "compression",
         [
@@ -55,9 +53,17 @@ def study() -> Study:
             Training("prune_share", _flags(f"{_PIPELINES}_prune_share", **known)),
             Training("all", _flags(f"{_PIPELINES}_all", **known)),
             Training("mixture", unquantized),
-            Training("quantized", (*mixture, "--pack", "model.dsz")),
+            Training("quantized", (*quantized, "--pack", "model.dsz")),
         ],
     )
+
+
+def quantized_in() -> int:
+    """The epoch in which the schedule of soft weight sharing quantizes."""
+    for policy in _schedule(_SHARING).data["policies"]:
+        if policy.get("extension", {}).get("instance_name") == "quantize":
+            return policy["starting_epoch"]
+    raise LookupError(f"schedules/{_SHARING}.yaml has no policy of 'quantize'")
 
 
 def bars(cards: Cards) -> list[str]:
@@ -120,8 +126,12 @@ def _row(name: str, cards: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _flags(stem: str, **checkpoints: str) -> tuple[str, ...]:
+    return flags_of(_schedule(stem), **checkpoints)
+
+
+def _schedule(stem: str) -> Shipped:
     path = ROOT / "schedules" / f"{stem}.yaml"
-    return flags_of(Shipped(path, path.read_text(encoding="utf-8")), **checkpoints)
+    return Shipped(path, path.read_text(encoding="utf-8"))
 
 
 def main() -> None:

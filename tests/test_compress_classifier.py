@@ -84,6 +84,7 @@ ADDED = [
     (["--sense-resume"], "logs/x", "sense_resume", "logs/x", None),
     (["--pack"], "x.dsz", "pack", "x.dsz", None),
     (["--unpack"], "x.dsz", "unpack", "x.dsz", None),
+    (["--plot-mixture"], "logs/x", "plot_mixture", "logs/x", None),
     (["--layerwise"], "prune,SVD+quant", "layerwise", ("prune", "svd+quant"), None),
     (["--layerwise-bits"], "4", "layerwise_bits", [4], []),
     (["--layerwise-layers"], "fc*", "layerwise_layers", ["fc*"], []),

@@ -51,6 +51,14 @@ _TEACHER = Checked(
         "properties": dict(
             zip(KEYS_OF_A_TEACHER, (_TEXT, _TEXT, {"type": "boolean"}, _ABOVE_0), strict=True)
         ),
+        "oneOf": [
+            {"required": ["checkpoint"], "properties": {"pretrained": {"const": False}}},
+            {
+                "required": ["arch", "pretrained"],
+                "properties": {"pretrained": {"const": True}},
+                "not": {"required": ["checkpoint"]},
+            },
+        ],
         "additionalProperties": False,
     },
 )

@@ -87,19 +87,20 @@ def checked_settings(value: Any) -> dict[str, Any]:
 
 _FRACTION = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
 _WHOLE = {"type": "integer", "minimum": 1}
+_SCHEMA: dict[str, dict[str, Any]] = {
+    "form": {"enum": list(FORMS)},
+    "rank": {"anyOf": [_WHOLE, {"type": "array", "items": _WHOLE, "minItems": 2, "maxItems": 2}]},
+    "energy": _FRACTION,
+    "parameters": _FRACTION,
+    "macs": _FRACTION,
+    "sparse": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+    "whitened": {"type": "boolean"},
+}
 LAYER_SETTINGS = Checked(
     checked_settings,
     {
         "additionalProperties": False,
-        "properties": {
-            "form": {"enum": list(FORMS)},
-            "rank": {"anyOf": [_WHOLE, {"type": "array", "items": _WHOLE, "minItems": 2, "maxItems": 2}]},
-            "energy": _FRACTION,
-            "parameters": _FRACTION,
-            "macs": _FRACTION,
-            "sparse": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
-            "whitened": {"type": "boolean"},
-        },
+        "properties": {key: {"anyOf": [schema, {"type": "null"}]} for key, schema in _SCHEMA.items()},
     },
 )
 """For an annotation: what `checked_settings` checks."""

@@ -37,6 +37,7 @@ EXTENSION_SETTINGS = {
         {"components": 4, "initial_std": 0.1, "tau": 1e-3},
         {"components": 4, "per_parameter": True, "weights": [NAME], "initial_means": "kmeans"},
     ],
+    "KMeansWeightSharing": [{"bits": {"*.weight": 2}}],
     "QuantizeToMixture": [{"components": 4}, {"mode": "zero_bin", "weights": [NAME]}],
     "L0Regularizer": [
         {"reg_regims": {NAME: [0.01, group]}, "keep_probability": 0.7}
@@ -46,6 +47,7 @@ EXTENSION_SETTINGS = {
     "FilterRemover": [{}],
     "ChannelRemover": [{}],
     "StructureRemover": [{}],
+    "LowRankFactorization": [],  # its layers have other names after it: tests/factorization thins them
     "KnowledgeDistillation": [{"temperature": 4}, {"hints": [{"teacher": "after", "student": "before"}]}],
 }
 REMOVED = {"before.weight": [0, 2], "layer.weight": [3]}

@@ -5,10 +5,7 @@ from __future__ import annotations
 import pytest
 
 from compress_classifier import make_parser
-from docs.measure_compression import PAGE, QUANTIZED_IN, TITLES, bars, page, study
-from docs.schedule_headers import ROOT, Shipped
-
-SCHEDULE = ROOT / "schedules" / "soft_weight_sharing" / "lenet_300_100_fashion_mnist.yaml"
+from docs.measure_compression import PAGE, TITLES, bars, page, quantized_in, study
 
 
 def card(correct: int = 8900, rate: float = 50.0, sparsity: float = 0.96) -> dict:
@@ -27,17 +24,12 @@ def test_every_training_is_a_command_that_parses():
         make_parser().parse_args(list(training.flags))
 
 
-def test_soft_weight_sharing_is_tested_where_its_schedule_begins_to_quantize():
-    text = SCHEDULE.read_text(encoding="utf-8")
-    policies = Shipped(SCHEDULE, text).data["policies"]
-    (quantize,) = [
-        policy for policy in policies if policy.get("extension", {}).get("instance_name") == "quantize"
-    ]
-    assert quantize["starting_epoch"] == QUANTIZED_IN
+def test_soft_weight_sharing_is_tested_before_its_schedule_quantizes_and_after():
     trainings = study().trainings
-    flags = trainings["mixture"].flags
-    assert flags[flags.index("--epochs") + 1] == str(QUANTIZED_IN)
-    assert set(trainings["quantized"].flags) - set(flags) == {"35", "--pack", "model.dsz"}
+    before, after = trainings["mixture"].flags, trainings["quantized"].flags
+    at = before.index("--epochs") + 1
+    assert int(before[at]) == quantized_in() < int(after[at])
+    assert (*before[:at], after[at], *before[at + 1 :], "--pack", "model.dsz") == after
 
 
 def test_bars_hold_where_files_are_small_and_little_is_lost():
