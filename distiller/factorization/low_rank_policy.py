@@ -27,7 +27,7 @@ from distiller.factorization.settings import LAYER_SETTINGS, layers_of
 from distiller.interfaces import StepContext
 from distiller.layer_replacement import LayerReplacer
 from distiller.names import unwrap
-from distiller.pruning.settings import check_whole_number, checked_whole_number, some_by_name
+from distiller.pruning.settings import check_whole_number, checked_whole_number, some_named
 from distiller.registry import EXTENSIONS
 from distiller.signatures import Checked
 
@@ -42,6 +42,7 @@ def _share(value: float) -> None:
         raise DistillerError(f"must be more than 0 and less than 1, got {value}")
 
 
+_SOME_LAYERS = some_named("layer name or pattern")
 _Share = Annotated[float, Checked(_share, {"exclusiveMinimum": 0, "exclusiveMaximum": 1})]
 
 
@@ -81,7 +82,7 @@ class LowRankFactorization(LayerReplacer):
     def __init__(
         self,
         name: str,
-        layers: Annotated[dict[str, Annotated[dict[str, Any], LAYER_SETTINGS]], some_by_name] | None = None,
+        layers: Annotated[dict[str, Annotated[dict[str, Any], LAYER_SETTINGS]], _SOME_LAYERS] | None = None,
         parameters: _Share | None = None,
         macs: _Share | None = None,
         above_break_even: AboveBreakEven = "keep",

