@@ -64,6 +64,14 @@ class Mixture:
     def __len__(self) -> int:
         return self.means.numel()
 
+    def equals(self, other: Mixture) -> bool:
+        """Whether all components are the same, to the bit."""
+        return (
+            torch.equal(self.means, other.means)
+            and torch.equal(self.precisions, other.precisions)
+            and torch.equal(self.mixing, other.mixing)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Moments:

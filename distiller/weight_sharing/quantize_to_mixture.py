@@ -139,6 +139,11 @@ class QuantizeToMixture(Policy):
     def check(self, model: nn.Module) -> None:  # noqa: D102
         resolve_all(self._asked or (), dict(named_parameters(model)))
 
+    def acts_on(self, model: nn.Module) -> tuple[str, ...]:  # noqa: D102
+        return (
+            resolve_all(self._asked, dict(named_parameters(model))) if self._asked else default_weights(model)
+        )
+
     def on_minibatch_begin(self, ctx: StepContext) -> None:
         """Before the first mini-batch, quantize."""
         if ctx.minibatch == 0 and not self.shared:
@@ -220,7 +225,7 @@ class QuantizeToMixture(Policy):
             if name not in learned:
                 continue
             mixture = learned[name].mixture_of(name)
-            same = next((other for known, other in found if torch.equal(known.means, mixture.means)), None)
+            same = next((other for known, other in found if known.equals(mixture)), None)
             if same is None:
                 found.append((mixture, [name]))
             else:

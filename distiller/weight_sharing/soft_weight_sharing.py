@@ -6,6 +6,7 @@ Knows nothing about data, or what is done with the mixture in the end (`quantize
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -129,15 +130,12 @@ class SoftWeightSharing(Policy):
 
         groups = {key: (key,) for key in self.param_names} if per_parameter else {ALL: self.param_names}
         self._groups: dict[str, tuple[str, ...]] = groups
-        self.learned = {
-            group: LearnedMixture(
-                start_mixture(_joined(params, names), components, pi_zero, initial_means, initial_std),
-                learn_pi_zero,
-                okz12,
-                params[names[0]].device,
-            )
-            for group, names in groups.items()
-        }
+        self._start = partial(
+            start_mixture, components=components, pi_zero=pi_zero, means=initial_means, std=initial_std
+        )
+        self._learn = partial(LearnedMixture, learns_zero_share=learn_pi_zero, okz12=okz12)
+        self._has_begun = False
+        self.learned = self._started(params)
         layers = list(dict.fromkeys(owner(key) for key in self.param_names))
         device = params[self.param_names[0]].device
         self.log_scales = {
@@ -193,10 +191,17 @@ class SoftWeightSharing(Policy):
     def check(self, model: nn.Module) -> None:  # noqa: D102
         resolve_all(self.param_names, dict(named_parameters(model)))
 
+    def acts_on(self, model: nn.Module) -> tuple[str, ...]:  # noqa: D102
+        return resolve_all(self.param_names, dict(named_parameters(model)))
+
     def on_epoch_begin(self, ctx: StepContext) -> None:
-        """Refuse parameters that hold NaN; keep the weights that it began with."""
+        """Refuse parameters that hold NaN; in the first epoch, begin with the weights as they are by now."""
         params = self._params(ctx)
         refuse_nan(self.name, params)
+        if not self._has_begun:
+            self._has_begun = True
+            for group, fresh in self._started(params).items():
+                self.learned[group].load({key: tensor.detach() for key, tensor in fresh.tensors.items()})
         self.history.begin(params)
 
     def before_backward_pass(self, ctx: StepContext, loss: Tensor) -> PolicyLoss | None:  # noqa: D102
@@ -239,6 +244,7 @@ class SoftWeightSharing(Policy):
     def state_dict(self) -> dict[str, Any]:
         """The mixtures, the state of their optimizer, and the history."""
         return {
+            "has_begun": self._has_begun,
             "mixtures": {
                 group: {key: tensor.detach().clone() for key, tensor in learned.tensors.items()}
                 for group, learned in self.learned.items()
@@ -266,8 +272,16 @@ class SoftWeightSharing(Policy):
         with torch.no_grad():
             for layer, scale in state["log_scales"].items():
                 self.log_scales[layer].copy_(scale)
+        self._has_begun = bool(state["has_begun"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.history.load_state_dict(state["history"])
+
+    def _started(self, params: Mapping[str, Tensor]) -> dict[str, LearnedMixture]:
+        """Mixtures as they begin, of the weights as they are."""
+        return {
+            group: self._learn(self._start(_joined(params, names)), device=params[names[0]].device)
+            for group, names in self._groups.items()
+        }
 
     def _unscaled(self, name: str, values: Tensor) -> Tensor:
         """The weights in the scale of the first layer."""

@@ -185,3 +185,15 @@ def test_weights_that_are_not_numbers_are_refused(tiny_cnn):
         tiny_cnn.fc.weight[0, 0] = float("nan")
     with pytest.raises(DistillerError, match="'q', 'fc.weight': cannot be penalised, got 1 NaN"):
         train(tiny_cnn, scheduler, [2])
+
+
+def test_mixtures_of_the_same_means_are_told_apart_by_their_precisions(tiny_cnn):
+    learn = {
+        "per_parameter": True,
+        "initial_means": [-0.2, -0.1, 0.1, 0.2],
+        "mean_lr": 0,
+        "precision_lr": 0.1,
+    }
+    scheduler, quantize = scheduled(tiny_cnn, learn=learn, merge_kl=0)
+    train(tiny_cnn, scheduler, [0, 1, 2], torch.optim.SGD(tiny_cnn.parameters(), lr=0.01))
+    assert [tuple(shared.codes) for shared in quantize.shared] == [(name,) for name in NAMES]

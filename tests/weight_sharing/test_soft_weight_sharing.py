@@ -231,3 +231,43 @@ def test_it_describes_itself(tiny_cnn):
     assert make(tiny_cnn, weights="fc.weight").describe(context(tiny_cnn)) == (
         "SoftWeightSharing: fc.weight: 4 components, tau 0.001"
     )
+
+
+def test_the_mixture_begins_with_the_weights_of_its_first_epoch(tiny_cnn):
+    """Not those of when the schedule was read: training, or a factorization, may have come between."""
+    policy = make(tiny_cnn)
+    with torch.no_grad():
+        for param in tiny_cnn.parameters():
+            param.mul_(3)
+    expected = make(tiny_cnn)
+    policy.on_epoch_begin(context(tiny_cnn))
+    for key, tensor in expected.learned["all"].tensors.items():
+        assert torch.equal(policy.learned["all"].tensors[key], tensor)
+    before = policy.learned["all"].means().detach().clone()
+    with torch.no_grad():
+        tiny_cnn.fc.weight.mul_(2)
+    policy.on_epoch_begin(context(tiny_cnn))
+    assert torch.equal(policy.learned["all"].means(), before)
+
+
+def test_factored_layers_have_a_mixture_of_their_factors(tiny_cnn):
+    plan = {
+        "version": 1,
+        "extensions": {
+            "low_rank": {"class": "LowRankFactorization", "layers": {"conv2": {"rank": 1}}},
+            "mixture": {"class": "SoftWeightSharing", **SMALL},
+        },
+        "policies": [
+            {"extension": {"instance_name": "low_rank"}, "epochs": [0]},
+            {"extension": {"instance_name": "mixture"}, "epochs": [1]},
+        ],
+    }
+    optimizer = torch.optim.SGD(tiny_cnn.parameters(), lr=0.01)
+    scheduler = dict_config(tiny_cnn, optimizer, plan)
+    scheduler.on_epoch_begin(0, optimizer)
+    scheduler.on_epoch_end(0, optimizer, {"loss": 1.0, "top1": 50.0})
+    scheduler.on_epoch_begin(1, optimizer)
+    (policy,) = [entry.policy for entry in scheduler.policies if isinstance(entry.policy, SoftWeightSharing)]
+    assert "conv2.first.weight" in policy.param_names
+    fresh = SoftWeightSharing("m", tiny_cnn, **SMALL)
+    assert torch.equal(policy.learned["all"].means(), fresh.learned["all"].means())
