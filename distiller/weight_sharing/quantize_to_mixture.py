@@ -180,6 +180,12 @@ class QuantizeToMixture(Policy):
                 "'%s': %s: %d of %d components left, sparsity %.2f %%",
                 self.name, ", ".join(names), len(merged), len(mixture), 100 * shared.sparsity,
             )  # fmt: skip
+            if shared.sparsity == 1:
+                _LOG.warning(
+                    "'%s': all weights of %s are zero now; let the mixture be learned for longer, begin "
+                    "with a smaller initial_std, or give a smaller merge_kl",
+                    self.name, ", ".join(names),
+                )  # fmt: skip
 
     def has_final_sparsity(self, ctx: StepContext) -> bool:
         """Whether the weights have been quantized by the end of the epoch."""

@@ -197,3 +197,12 @@ def test_mixtures_of_the_same_means_are_told_apart_by_their_precisions(tiny_cnn)
     scheduler, quantize = scheduled(tiny_cnn, learn=learn, merge_kl=0)
     train(tiny_cnn, scheduler, [0, 1, 2], torch.optim.SGD(tiny_cnn.parameters(), lr=0.01))
     assert [tuple(shared.codes) for shared in quantize.shared] == [(name,) for name in NAMES]
+
+
+def test_a_network_that_is_zero_altogether_is_warned_of(tiny_cnn, caplog):
+    scheduler, _ = scheduled(tiny_cnn, learn={"initial_std": 5.0}, merge_kl=100)
+    train(tiny_cnn, scheduler, [0, 1, 2], torch.optim.SGD(tiny_cnn.parameters(), lr=0.01))
+    assert (
+        "'q': all weights of conv1.weight, conv2.weight, fc.weight are zero now; let the mixture"
+        in caplog.text
+    )
