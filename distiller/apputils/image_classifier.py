@@ -45,6 +45,7 @@ from distiller.apputils.structure import history_of, recipes_of
 from distiller.config import file_config
 from distiller.data_loggers.loggers import Logger, NullLogger
 from distiller.dataset_facts import infer_dataset
+from distiller.early_exit.branches import attach_stored_exits, stored_exits
 from distiller.errors import CheckpointError, UsageError
 from distiller.factorization.replacement import factorizations_of
 from distiller.model_summaries import total_macs
@@ -187,13 +188,16 @@ class ClassifierCompressor:
         return self.is_thinned or self.is_factored
 
     def whole(self, known: Measurement | None) -> tuple[Measurement, nn.Module]:
-        """The whole architecture of a thinned or factored model, with fresh weights, to be measured too.
+        """The whole architecture of a thinned or factored model, its exits too, with fresh weights.
 
         Args:
             known: figures of the uncompressed model; None: of the fresh weights, without accuracy.
         """
         with torch.random.fork_rng(devices=[]):
-            model = self._placed(self._create_model())
+            model = self._create_model()
+            if exits := stored_exits(self.model):
+                attach_stored_exits(model, exits)
+            model = self._placed(model)
         return self.measure(model, None) if known is None else replace(known, source=None), model
 
     def is_pruned(self, figures: Measurement) -> bool:

@@ -69,6 +69,13 @@ def test_a_checkpoint_is_packed_as_it_is_and_the_log_has_the_rate(program, train
     program.run(TINY + "--epochs 1 -o on --reset-optimizer --resume-from", file).succeeded()
 
 
+def test_the_rate_of_a_network_with_exits_compares_with_one_that_has_them(program):
+    exits = "--earlyexit-layers relu1 --earlyexit-lossweights 0.3 "
+    program.run(TINY + exits + "--epochs 1 --lr 0.05 --seed 1 --pack -o out").succeeded()
+    trained = json.loads((program.latest("out") / "results.json").read_text())
+    assert trained["packed"]["original_bytes"] == trained["measured"]["bytes_dense"]
+
+
 def test_a_quantized_model_is_packed_after_its_test(program, trained, stats):
     flags = f"-e --qe --qe-stats-file {stats} --pack -o out --exp-load-weights-from"
     program.run(TINY + flags, trained).succeeded()
