@@ -11,14 +11,13 @@ bars hold. Knows nothing about how networks are compressed.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distiller.atomic_file import write_whole
-from docs.schedule_headers import ROOT, Shipped
-from docs.seeded_runs import SEEDS, Study, Training, flags_of, spread, top1
+from docs.schedule_headers import ROOT
+from docs.seeded_runs import SEEDS, Study, Training, schedule_flags, shipped_schedule, spread, top1
 
 PAGE = ROOT / "docs" / "compression_rates.md"
 _PIPELINES = "pipelines/lenet_300_100_fashion_mnist"
@@ -39,10 +38,10 @@ Cards = Mapping[str, Sequence[Mapping[str, Any]]]
 def study() -> Study:
     """The trainings, dense networks first."""
     dense, teacher = (
-        _flags(f"baseline_networks/{stem}_fashion_mnist") for stem in ("lenet_300_100", "lenet5")
+        schedule_flags(f"baseline_networks/{stem}_fashion_mnist") for stem in ("lenet_300_100", "lenet5")
     )
     known = {"CHECKPOINT": "{dense}", "TEACHER": "{teacher}"}
-    quantized = _flags(_SHARING, **known)
+    quantized = schedule_flags(_SHARING, **known)
     epochs = quantized.index("--epochs") + 1
     unquantized = (*quantized[:epochs], str(quantized_in()), *quantized[epochs + 1 :])
     return Study(
@@ -50,8 +49,8 @@ def study() -> Study:
         [
             Training("dense", dense),
             Training("teacher", teacher),
-            Training("prune_share", _flags(f"{_PIPELINES}_prune_share", **known)),
-            Training("all", _flags(f"{_PIPELINES}_all", **known)),
+            Training("prune_share", schedule_flags(f"{_PIPELINES}_prune_share", **known)),
+            Training("all", schedule_flags(f"{_PIPELINES}_all", **known)),
             Training("mixture", unquantized),
             Training("quantized", (*quantized, "--pack", "model.dsz")),
         ],
@@ -60,7 +59,7 @@ def study() -> Study:
 
 def quantized_in() -> int:
     """The epoch in which the schedule of soft weight sharing quantizes."""
-    for policy in _schedule(_SHARING).data["policies"]:
+    for policy in shipped_schedule(_SHARING).data["policies"]:
         if policy.get("extension", {}).get("instance_name") == "quantize":
             return policy["starting_epoch"]
     raise LookupError(f"schedules/{_SHARING}.yaml has no policy of 'quantize'")
@@ -125,26 +124,9 @@ def _row(name: str, cards: Sequence[Mapping[str, Any]]) -> str:
     return f"| {TITLES[name]} | {accuracy} | {seeds} | {sparsity} | {sizes} | {rates} |"
 
 
-def _flags(stem: str, **checkpoints: str) -> tuple[str, ...]:
-    return flags_of(_schedule(stem), **checkpoints)
-
-
-def _schedule(stem: str) -> Shipped:
-    path = ROOT / "schedules" / f"{stem}.yaml"
-    return Shipped(path, path.read_text(encoding="utf-8"))
-
-
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--seed", type=int, choices=SEEDS, action="append", help="repeatable")
-    parser.add_argument("--table", action="store_true", help="measure nothing: write the page")
-    args = parser.parse_args()
-    trainings = study()
-    for seed in () if args.table else args.seed or SEEDS:
-        for name in trainings.trainings:
-            trainings.run(name, seed)
-    cards = {name: trainings.cards(name) for name in trainings.trainings}
+    cards = study().measured((__doc__ or "").split("\n\n")[0])
     write_whole(PAGE, page(cards))
     missed = bars(cards)
     if missed:

@@ -10,14 +10,13 @@ docs/results/distillation; docs/distillation_results.md is made of them. Knows n
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
 from distiller.atomic_file import write_whole
-from docs.schedule_headers import ROOT, Shipped
-from docs.seeded_runs import SEEDS, Study, Training, flags_of, spread, top1
+from docs.schedule_headers import ROOT
+from docs.seeded_runs import Study, Training, schedule_flags, spread, top1
 
 PAGE = ROOT / "docs" / "distillation_results.md"
 TEACHER, ASSISTANT, STUDENT = "vgg13_bn_025_cifar", "vgg11_bn_025_cifar", "minivgg_025_cifar"
@@ -34,7 +33,9 @@ TITLES = {
 
 def study() -> Study:
     """The trainings, teacher first."""
-    teacher, alone = (_baseline(stem) for stem in ("vgg13_bn_025", "minivgg_025"))
+    teacher, alone = (
+        schedule_flags(f"baseline_networks/{stem}_fashion_mnist") for stem in ("vgg13_bn_025", "minivgg_025")
+    )
     assistant = tuple(ASSISTANT if word == TEACHER else word for word in teacher)
     from_teacher = ("--kd-teacher", TEACHER, "--kd-resume", "{teacher}")
     from_assistant = ("--kd-teacher", ASSISTANT, "--kd-resume", "{assistant}")
@@ -90,22 +91,9 @@ def _row(name: str, cards: Sequence[Mapping[str, Any]], alone: Sequence[Mapping[
     )
 
 
-def _baseline(stem: str) -> tuple[str, ...]:
-    path = ROOT / "schedules" / "baseline_networks" / f"{stem}_fashion_mnist.yaml"
-    return flags_of(Shipped(path, path.read_text(encoding="utf-8")))
-
-
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--seed", type=int, choices=SEEDS, action="append", help="repeatable")
-    parser.add_argument("--table", action="store_true", help="measure nothing: write the page")
-    args = parser.parse_args()
-    trainings = study()
-    for seed in () if args.table else args.seed or SEEDS:
-        for name in trainings.trainings:
-            trainings.run(name, seed)
-    write_whole(PAGE, page({name: trainings.cards(name) for name in trainings.trainings}))
+    write_whole(PAGE, page(study().measured((__doc__ or "").split("\n\n")[0])))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ logs/results. What is there is not run again. Knows nothing about what is studie
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import shlex
@@ -53,6 +54,17 @@ def flags_of(schedule: Shipped, **checkpoints: str) -> tuple[str, ...]:
     return tuple(words)
 
 
+def schedule_flags(stem: str, **checkpoints: str) -> tuple[str, ...]:
+    """`flags_of` a schedule by its path under `schedules/`, without its ending."""
+    return flags_of(shipped_schedule(stem), **checkpoints)
+
+
+def shipped_schedule(stem: str) -> Shipped:
+    """A schedule by its path under `schedules/`, without its ending."""
+    path = ROOT / "schedules" / f"{stem}.yaml"
+    return Shipped(path, path.read_text(encoding="utf-8"))
+
+
 class Study:
     """A folder of results.
 
@@ -86,6 +98,21 @@ class Study:
         """Those of all seeds that have one."""
         found = (self.card(training, seed) for seed in SEEDS)
         return [card for card in found if card is not None]
+
+    def measured(self, description: str) -> dict[str, list[dict[str, Any]]]:
+        """The command line of a study: run what is missing; returns the cards of each training.
+
+        Args:
+            description: for `--help`.
+        """
+        parser = argparse.ArgumentParser(description=description)
+        parser.add_argument("--seed", type=int, choices=SEEDS, action="append", help="repeatable")
+        parser.add_argument("--table", action="store_true", help="measure nothing: write the page")
+        args = parser.parse_args()
+        for seed in () if args.table else args.seed or SEEDS:
+            for name in self.trainings:
+                self.run(name, seed)
+        return {name: self.cards(name) for name in self.trainings}
 
     def run(self, training: str, seed: int, *, needs_checkpoint: bool = False) -> None:
         """Run a training, unless its card is there (and its checkpoint, where it is needed); keep its card.
