@@ -9,9 +9,6 @@ Knows nothing about how a point is measured.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,13 +18,20 @@ from distiller.atomic_file import remove_stale_parts, write_whole
 from distiller.errors import SensitivityError
 from distiller.layerwise.points import LayerwisePoint, csv_header, csv_line, parse_csv
 from distiller.layerwise.sweep import SweepPlan
+from distiller.sensitivity.point_file import (
+    REMEDY,
+    PointFile,
+    decoded,
+    read_settings,
+    whole_lines,
+    write_new_settings,
+)
 from distiller.sensitivity.write_errors import reporting_failed_writes
 
 __all__ = ["CSV_NAME", "SETTINGS_NAME", "LayerwiseLog", "LayerwiseSettings", "read_points"]
 
 CSV_NAME = "layerwise.csv"
 SETTINGS_NAME = "layerwise.json"
-_REMEDY = "give another folder, or remove both files to start afresh"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +80,11 @@ class LayerwiseLog:
             self._take_up_settings(self.path.with_name(SETTINGS_NAME))
             kept = self._take_up_points()
             remove_stale_parts(self.path.parent)  # of the run that goes on here
-            self._file = self.path.open("r+b" if kept else "wb")
-            with self._closed_on_failure():
-                self._file.seek(kept)
-                self._file.truncate()
-                if not kept:
-                    self._write(csv_header())
+            self._file = PointFile(self.path, kept, csv_header())
 
     def append(self, point: LayerwisePoint) -> None:
         """Put one point on disk; it is safe when this returns."""
-        with reporting_failed_writes(self.path):
-            self._write(csv_line(point))
+        self._file.append(csv_line(point))
         self.finished[point.key] = point
 
     def complete(self) -> list[LayerwisePoint]:
@@ -99,8 +97,7 @@ class LayerwiseLog:
 
     def close(self) -> None:
         """Close the file; what was appended is there already."""
-        with reporting_failed_writes(self.path):  # what a full disk did not take is tried once more here
-            self._file.close()
+        self._file.close()
 
     def __enter__(self) -> LayerwiseLog:
         return self
@@ -112,43 +109,24 @@ class LayerwiseLog:
 
     def _take_up_settings(self, path: Path) -> None:
         if path.exists():
-            _refuse_other_settings(self.settings.to_plain(), _read_settings(path), path)
-        elif self.path.exists():
-            raise SensitivityError(
-                f"{self.path}: is there without the {SETTINGS_NAME} of a sweep that could be resumed; "
-                "give another folder, or move it away"
-            )
+            _refuse_other_settings(self.settings.to_plain(), read_settings(path), path)
         else:
-            write_whole(path, json.dumps(self.settings.to_plain(), indent=2) + "\n")
+            write_new_settings(path, self.path, self.settings.to_plain())
 
     def _take_up_points(self) -> int:
         """Fill `finished` from the file; returns the bytes to keep: all but a torn last line."""
-        data = self.path.read_bytes() if self.path.exists() else b""
-        kept = data.rfind(b"\n") + 1
-        if kept == 0:
+        data = whole_lines(self.path)
+        if not data:
             return 0
         planned = set(self.settings.plan.keys)
-        for point in _parsed(data[:kept], self.path):
+        for point in _parsed(data, self.path):
             if point.key not in planned:
                 raise SensitivityError(
                     f"{self.path}: {point.technique} at {point.axis} {point.value:g} is no point of the "
-                    f"sweep in {SETTINGS_NAME}; {_REMEDY}"
+                    f"sweep in {SETTINGS_NAME}; {REMEDY}"
                 )
             self.finished[point.key] = point
-        return kept
-
-    def _write(self, line: str) -> None:
-        self._file.write(line.encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    @contextmanager
-    def _closed_on_failure(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError:
-            self._file.close()
-            raise
+        return len(data)
 
 
 def read_points(folder: str | Path) -> list[LayerwisePoint]:
@@ -168,27 +146,12 @@ def read_points(folder: str | Path) -> list[LayerwisePoint]:
 
 
 def _parsed(data: bytes, path: Path) -> list[LayerwisePoint]:
-    try:
-        return parse_csv(data.decode(), str(path))
-    except UnicodeDecodeError as error:
-        raise SensitivityError(f"{path}: not a CSV file, got binary data; {_REMEDY}") from error
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # no JSON, or no text, or nested without end
-        raise SensitivityError(f"{path}: not the settings of a sweep, {error}; {_REMEDY}") from error
-    if not isinstance(found, dict):
-        raise SensitivityError(
-            f"{path}: not the settings of a sweep, got a {type(found).__name__}; {_REMEDY}"
-        )
-    return found
+    return parse_csv(decoded(data, path), str(path))
 
 
 def _refuse_other_settings(asked: dict[str, Any], found: dict[str, Any], path: Path) -> None:
     differing = [key for key in (*asked, *found.keys() - asked.keys()) if found.get(key) != asked.get(key)]
     if differing:
         raise SensitivityError(
-            f"{path}: the folder holds another sweep, it differs in {', '.join(differing)}; {_REMEDY}"
+            f"{path}: the folder holds another sweep, it differs in {', '.join(differing)}; {REMEDY}"
         )

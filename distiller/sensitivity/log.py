@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,16 +20,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distiller.atomic_file import remove_stale_parts, write_whole
+from distiller.atomic_file import remove_stale_parts
 from distiller.errors import SensitivityError
 from distiller.names import canonical_state_dict
 from distiller.sensitivity.curves import Curves, Score, SensitivityPoint
+from distiller.sensitivity.point_file import (
+    REMEDY,
+    PointFile,
+    decoded,
+    read_settings,
+    whole_lines,
+    write_new_settings,
+)
 from distiller.sensitivity.report import csv_header, csv_line, parse_csv, sensitivities_to_csv
 from distiller.sensitivity.write_errors import reporting_failed_writes
 
 CSV_NAME = "sensitivity.csv"
 SETTINGS_NAME = "sensitivity.json"
-_REMEDY = "give another folder, or remove both files to start afresh"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +83,11 @@ class SensitivityLog:
             self._take_up_settings(self.path.with_name(SETTINGS_NAME))
             kept = self._take_up_points()
             remove_stale_parts(self.path.parent)  # of the run that goes on here
-            self._file = self.path.open("r+b" if kept else "wb")
-            try:
-                self._file.seek(kept)
-                self._file.truncate()
-                if not kept:
-                    self._write(csv_header())
-            except OSError:
-                self._file.close()
-                raise
+            self._file = PointFile(self.path, kept, csv_header())
 
     def append(self, point: SensitivityPoint) -> None:
         """Put one point on disk; it is safe when this returns."""
-        with reporting_failed_writes(self.path):
-            self._write(csv_line(point))
+        self._file.append(csv_line(point))
         self.finished[point.parameter, point.level] = point.score
 
     def complete(self) -> Curves:
@@ -105,8 +102,7 @@ class SensitivityLog:
 
     def close(self) -> None:
         """Close the file; what was appended is there already."""
-        with reporting_failed_writes(self.path):  # what a full disk did not take is tried once more here
-            self._file.close()
+        self._file.close()
 
     def __enter__(self) -> SensitivityLog:
         return self
@@ -118,39 +114,25 @@ class SensitivityLog:
 
     def _take_up_settings(self, path: Path) -> None:
         if path.exists():
-            _refuse_other_settings(self.settings, _read_settings(path), path)
-        elif self.path.exists():
-            raise SensitivityError(
-                f"{self.path}: is there without the {SETTINGS_NAME} of a sweep that could be resumed; "
-                "give another folder, or move it away"
-            )
+            _refuse_other_settings(self.settings, read_settings(path), path)
         else:
-            write_whole(path, json.dumps(asdict(self.settings), indent=2) + "\n")
+            write_new_settings(path, self.path, asdict(self.settings))
 
     def _take_up_points(self) -> int:
         """Fill `finished` from the file; returns the bytes to keep: all but a torn last line."""
-        data = self.path.read_bytes() if self.path.exists() else b""
-        kept = data.rfind(b"\n") + 1
-        if kept == 0:
+        data = whole_lines(self.path)
+        if not data:
             return 0
-        try:
-            curves = parse_csv(data[:kept].decode(), str(self.path))
-        except UnicodeDecodeError as error:
-            raise SensitivityError(f"{self.path}: not a CSV file, got binary data; {_REMEDY}") from error
+        curves = parse_csv(decoded(data, self.path), str(self.path))
         for name, points in curves.items():
             for level, score in points.items():
                 if name not in self.settings.parameters or level not in self.settings.levels:
                     raise SensitivityError(
                         f"{self.path}: '{name}' at {level!r} is no point of the sweep in {SETTINGS_NAME}; "
-                        f"{_REMEDY}"
+                        f"{REMEDY}"
                     )
                 self.finished[name, level] = score
-        return kept
-
-    def _write(self, line: str) -> None:
-        self._file.write(line.encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        return len(data)
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -163,24 +145,12 @@ def weights_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # no JSON, or no text, or nested without end
-        raise SensitivityError(f"{path}: not the settings of a sweep, {error}; {_REMEDY}") from error
-    if not isinstance(found, dict):
-        raise SensitivityError(
-            f"{path}: not the settings of a sweep, got a {type(found).__name__}; {_REMEDY}"
-        )
-    return found
-
-
 def _refuse_other_settings(asked: SweepSettings, found: Mapping[str, Any], path: Path) -> None:
     wanted = json.loads(json.dumps(asdict(asked)))
     differing = [key for key in (*wanted, *found.keys() - wanted.keys()) if found.get(key) != wanted.get(key)]
     if differing:
         faults = "; ".join(f"{key}: {_difference(found.get(key), wanted.get(key))}" for key in differing)
-        raise SensitivityError(f"{path}: the folder holds another sweep, {faults}; {_REMEDY}")
+        raise SensitivityError(f"{path}: the folder holds another sweep, {faults}; {REMEDY}")
 
 
 def _difference(found: Any, asked: Any) -> str:

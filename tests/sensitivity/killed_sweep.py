@@ -11,7 +11,7 @@ import sys
 import torch
 from torch import nn
 
-from distiller.sensitivity.log import SensitivityLog
+from distiller.sensitivity.point_file import PointFile
 from distiller.sensitivity.sweep import sensitivity_sweep
 
 LEVELS = (0.0, 0.25, 0.5, 0.75)
@@ -43,14 +43,14 @@ def sweep_until_killed(folder: str, where: str, point: int) -> None:
             die()
         return evaluate(model=model)
 
-    def tear_line(self: SensitivityLog, line: str) -> None:
+    def tear_line(self: PointFile, line: str) -> None:
         if where == "write" and calls == point:
             self._file.write(line[: len(line) // 2].encode())
             self._file.flush()
             die()
         write(self, line)
 
-    write, SensitivityLog._write = SensitivityLog._write, tear_line
+    write, PointFile._write = PointFile._write, tear_line
     sensitivity_sweep(make_model(), "element", LEVELS, evaluate_or_die, folder, test_images=10)
 
 

@@ -186,11 +186,11 @@ def test_a_disk_that_is_full_is_reported_once_and_keeps_the_points_before(tmp_pa
     with pytest.raises(SensitivityError) as error, SensitivityLog(tmp_path, SETTINGS) as log:
         log.append(ALL_POINTS[0])
         log.close()
-        log._file = Path("/dev/full").open("wb")  # noqa: SIM115 - the log closes it
+        log._file._file = Path("/dev/full").open("wb")  # noqa: SIM115 - the log closes it
         log.append(ALL_POINTS[1])
 
     assert str(error.value) == f"{tmp_path / 'sensitivity.csv'}: cannot be written, No space left on device"
-    assert log._file.closed
+    assert log._file._file.closed
     with SensitivityLog(tmp_path, SETTINGS) as again:
         assert list(again.finished) == [("a.weight", 0.0)]
 
