@@ -35,6 +35,8 @@ from command_line.job_flags import add_job_flags
 from command_line.layerwise_flags import add_layerwise_flags
 from command_line.packing_flags import add_packing_flags
 from command_line.quantization_flags import add_quantization_flags
+from command_line.recommend_flags import add_recommend_flags
+from command_line.sensitivity_flags import add_sensitivity_flags
 from command_line.weight_sharing_flags import add_weight_sharing_flags
 
 if TYPE_CHECKING:
@@ -58,6 +60,8 @@ def make_parser() -> argparse.ArgumentParser:
     add_training_flags(parser.add_argument_group("training"))
     add_checkpoint_flags(parser)
     add_job_flags(parser)
+    add_sensitivity_flags(parser)
+    add_recommend_flags(parser)
     add_layerwise_flags(parser)
     add_output_flags(parser.add_argument_group("output"))
     add_distillation_flags(parser)
@@ -69,6 +73,18 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+        """Beside the flags' values, `given` has the names of those that were given, at whatever value."""
+        found = super().parse_args(args, namespace)
+        absent: list[Any] = []  # stands for every value; flags that may be repeated add to a copy of it
+        names = [action.dest for action in self._actions if action.default is not argparse.SUPPRESS]
+        seen = vars(super().parse_args(args, argparse.Namespace(**dict.fromkeys(names, absent))))
+        # argparse sets a DATASET_DIR that is not there, to None; no flag has that for its value.
+        found.given = frozenset(
+            name for name, value in seen.items() if value is not absent and value is not None
+        )
+        return found
+
     def error(self, message: str) -> NoReturn:
         """One message, without pages of usage before it."""
         self.exit(2, f"{self.prog}: error: {message} (--help lists all flags)\n")
@@ -93,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return run_or_explain(args, parser.parse_args([]))
+        return run_or_explain(args)
     except KeyboardInterrupt as interrupt:
         print(f"interrupted{interrupt}", file=sys.stderr)
         return 143 if isinstance(interrupt, _Terminated) else 130
@@ -108,13 +124,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def run_or_explain(args: argparse.Namespace, defaults: argparse.Namespace) -> int:
+def run_or_explain(args: argparse.Namespace) -> int:
     """Do the job; returns the exit status."""
     from distiller.apputils.usage import check_usage
     from distiller.errors import DistillerError
 
     try:
-        run(args, check_usage(args, defaults))
+        run(args, check_usage(args))
         sys.stdout.flush()
     except DistillerError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Any
 from command_line.argument_types import arch, at_least, fraction, path
 
 LARGEST = 1e6
-"""Of temperatures and weights."""
+"""Of weights."""
 
 
 def add_distillation_flags(parser: argparse.ArgumentParser) -> None:
@@ -38,8 +38,8 @@ def _add_teacher(group: Any) -> None:
 
 def _add_loss(group: Any) -> None:
     weight = {"type": fraction(0, up_to=LARGEST), "metavar": "W"}
-    group.add_argument("--kd-temperature", "--kd-temp", type=fraction(above=0, up_to=LARGEST), default=1.0,
-        metavar="T", help="of the softened probabilities (default: %(default)s)")  # fmt: skip
+    group.add_argument("--kd-temperature", "--kd-temp", type=float, default=1.0, metavar="T",
+        help="of the softened probabilities (default: %(default)s)")  # fmt: skip
     group.add_argument("--kd-distill-wt", "--kd-dw", default=0.5, **weight,
         help="weight of the divergence from the teacher (default: %(default)s)")  # fmt: skip
     group.add_argument("--kd-student-wt", "--kd-sw", default=0.5, **weight,

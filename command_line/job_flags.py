@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from command_line.argument_types import at_least, fraction, not_empty, path
+from command_line.argument_types import at_least, fraction, not_empty
 
 
 def add_job_flags(parser: argparse.ArgumentParser) -> None:
@@ -18,17 +18,6 @@ def add_job_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--export-onnx", nargs="?", const="model.onnx", type=not_empty, metavar="FILE",
         help="write the model with a softmax to an ONNX file, compare it in onnxruntime, and exit; a bare "
         "name is put into the run folder (default: model.onnx)")  # fmt: skip
-    group.add_argument(
-        "--sense", dest="sensitivity", type=str.lower, choices=("element", "filter", "channel"),
-        help="test at growing sparsity of one weight after the other, and exit",
-    )  # fmt: skip
-    group.add_argument(
-        "--sense-range", nargs=3, type=float, default=[0.0, 0.95, 0.05], metavar=("A", "B", "STEP"),
-        help="sparsities of the sweep, both ends included (default: 0 0.95 0.05)",
-    )  # fmt: skip
-    group.add_argument(
-        "--sense-resume", type=path, metavar="RUN_FOLDER", help="go on with a sweep that was interrupted"
-    )
     group.add_argument("--thinnify", action="store_true",
         help="remove the filters and channels that are zero from the model of --resume-from (or "
         "--exp-load-weights-from), save the smaller one, and exit")  # fmt: skip

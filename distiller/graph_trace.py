@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 from distiller.dummy_input import forward_arguments
@@ -134,14 +135,21 @@ def trace(model: nn.Module, dummy_input: Any, purpose: str, remedy: str) -> Trac
 
 
 def export_program(
-    model: nn.Module, dummy_input: Any, purpose: str, remedy: str, training: Collection[nn.Module] = ()
+    model: nn.Module,
+    dummy_input: Any,
+    purpose: str,
+    remedy: str,
+    training: Collection[nn.Module] = (),
+    any_batch: bool = False,
 ) -> torch.export.ExportedProgram:
     """The aten operations of one forward pass as `torch.export` gives them; takes and raises as `trace`.
 
     Args:
         training: modules that are in training mode meanwhile, all others being in evaluation mode.
+        any_batch: the first dimension of the first argument, a tensor, is left open; two at the least.
     """
     arguments = forward_arguments(model, dummy_input)
+    shapes = ({0: Dim("batch", min=2)}, *[None] * (len(arguments) - 1)) if any_batch else None
     try:
         with (
             unobserved(model),
@@ -149,7 +157,7 @@ def export_program(
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")  # what export says of a model does not help its user
-            return torch.export.export(model, arguments, strict=False)
+            return torch.export.export(model, arguments, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise GraphTraceError(

@@ -112,7 +112,8 @@ def resolve(requested: str, available: Collection[str], what: str = "parameter")
         if found:
             return found
         raise UnknownNameError(f"pattern '{requested}' matches no {what} of the model", requested)
-    hint = did_you_mean(strip_wrappers(requested), available)
+    wanted = strip_wrappers(requested)
+    hint = did_you_mean(wanted, _deeper(wanted, available) or available)
     raise UnknownNameError(f"no {what} '{requested}' in the model{hint}", requested)
 
 
@@ -163,6 +164,14 @@ def owner(param_name: str) -> str:
 
 def _canonical(raw: str, wrapper_prefixes: list[str]) -> str:
     return _PARAMETRIZED.sub(r"\1\2", _without(raw, wrapper_prefixes))
+
+
+def _deeper(name: str, available: Collection[str]) -> tuple[str, ...]:
+    """The first name of the same owner and key with parts between: `fc1.weight` -> `fc1.first.weight`."""
+    begin, dot, key = name.rpartition(".")
+    return tuple(own for own in available if dot and own.startswith(begin + dot) and own.endswith(dot + key))[
+        :1
+    ]
 
 
 def _one(name: str, available: Collection[str], what: str) -> str:

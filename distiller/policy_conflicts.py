@@ -4,6 +4,8 @@
     one that gates  | and one that masks a parameter in the forward pass only (`ForwardActs`)
     one extension   | twice, in overlapping epochs: it would be called twice at every step
     two that weigh  | the loss of the training loop, in overlapping epochs: one would weigh the other's
+    two that share  | the values of one parameter, in overlapping epochs: each would overwrite or draw away
+                    | what the other does; but mixtures and what quantizes to them belong together
 
 Knows nothing about YAML, or how masks and gates act.
 """
@@ -16,7 +18,9 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from distiller.errors import PolicyConflictError
+from distiller.interfaces import Policy
 from distiller.policy import PruningPolicy
+from distiller.weight_sharing import KMeansWeightSharing, QuantizeToMixture, SoftWeightSharing
 
 if TYPE_CHECKING:
     from distiller.scheduler import ScheduledPolicy
@@ -52,6 +56,7 @@ def refuse_conflicts(
                     "the other begins, or make one of them (a distillation may have several teachers)"
                 )
             _refuse_two_pruners(old, new, model_of)
+            _refuse_two_sharing(old, new, model_of, [entry.policy for entry in (*others, new)])
         _refuse_gating(old, new, model_of)
         _refuse_gating(new, old, model_of)
 
@@ -66,6 +71,30 @@ def _refuse_two_pruners(
         raise PolicyConflictError(
             f"{_shown(old)} and {_shown(new)} both prune {_some(shared)}; let one end before the other begins"
         )
+
+
+def _refuse_two_sharing(
+    old: ScheduledPolicy,
+    new: ScheduledPolicy,
+    model_of: Callable[[ScheduledPolicy], nn.Module],
+    policies: Sequence[Policy],
+) -> None:
+    if {type(old.policy), type(new.policy)} == {SoftWeightSharing, QuantizeToMixture}:
+        return
+    ours, theirs = (_sharing(entry.policy, model_of(entry), policies) for entry in (new, old))
+    if shared := ours & theirs:
+        raise PolicyConflictError(
+            f"{_shown(old)} and {_shown(new)} both share the values of {_some(shared)}; let one end before "
+            "the other begins, or name other weights"
+        )
+
+
+def _sharing(policy: Policy, model: nn.Module, policies: Sequence[Policy]) -> set[str]:
+    """The parameters whose elements a policy gives, or draws to, values in common."""
+    if isinstance(policy, QuantizeToMixture):
+        return set(policy.chosen(model, policies))
+    is_sharing = isinstance(policy, KMeansWeightSharing | SoftWeightSharing)
+    return set(policy.acts_on(model)) if is_sharing else set()
 
 
 def _refuse_gating(

@@ -24,8 +24,8 @@ from distiller.apputils.intervals import wilson_interval
 from distiller.atomic_file import write_whole
 from distiller.layerwise import LayerwisePoint, draw_layerwise, read_points, write_source_files
 from distiller.layerwise.log import CSV_NAME, SETTINGS_NAME
-from docs.measure_schedules import latest_checkpoint, measure
-from docs.schedule_headers import ROOT, shipped
+from docs.dense_networks import dense_checkpoint
+from docs.schedule_headers import ROOT
 
 PAGE = ROOT / "docs" / "layerwise.md"
 RESULTS = ROOT / "docs" / "results" / "layerwise"
@@ -55,17 +55,17 @@ def flags(arch: str, checkpoint: Path) -> list[str]:
 
 def sweep(arch: str, again: bool) -> None:
     """Sweep a network, and keep what was found; a sweep that was interrupted goes on."""
-    dense = ROOT / "docs" / "results" / f"{arch}_fashion_mnist" / "dense.json"
-    if latest_checkpoint(dense) is None:
-        baseline = [schedule for schedule in shipped() if schedule.results == dense]
-        if measure(baseline, shipped(), again=True):
-            sys.exit(f"{arch}: the dense training failed")
-    checkpoint = latest_checkpoint(dense)
-    assert checkpoint is not None
     logs = ROOT / "logs" / "results" / "layerwise" / arch
     left = (logs / "latest_log_dir").resolve()
     resumed = ["--layerwise-resume", str(left)] if (left / SETTINGS_NAME).is_file() and not again else []
-    command = [sys.executable, "compress_classifier.py", *flags(arch, checkpoint), "-o", str(logs), *resumed]
+    command = [
+        sys.executable,
+        "compress_classifier.py",
+        *flags(arch, dense_checkpoint(arch)),
+        "-o",
+        str(logs),
+        *resumed,
+    ]
     subprocess.run(command, cwd=ROOT, check=True)
     keep(arch, left if resumed else (logs / "latest_log_dir").resolve())
 

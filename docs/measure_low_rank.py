@@ -14,31 +14,25 @@ Knows nothing about how layers are factored.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from compress_classifier import make_parser
-from distiller.apputils.image_classifier import ClassifierCompressor
 from distiller.apputils.training_loop import evaluate
 from distiller.atomic_file import write_whole
 from distiller.factorization import factorize
-from docs.measure_schedules import latest_checkpoint, measure
-from docs.schedule_headers import ROOT, shipped
+from docs.dense_networks import COMMON, dense_checkpoint, loaded, measure_missing
+from docs.schedule_headers import ROOT
 
 RESULTS = ROOT / "docs" / "results" / "low_rank.json"
 PAGE = ROOT / "docs" / "low_rank.md"
 EPOCHS = 6
-_DATASET = "fashion-mnist"
-_BATCH = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +108,8 @@ def schedule(cell: Cell) -> dict[str, Any]:
 
 def measured(cell: Cell) -> dict[str, Any]:
     """Factor, test, train on, test and time one network."""
-    checkpoint = _dense_checkpoint(cell.arch)
-    common = ["--arch", cell.arch, "--dataset", _DATASET, "-b", str(_BATCH), *NETWORKS[cell.arch].flags]
-    flags = [*common, "--seed", "1", "--evaluate", "--exp-load-weights-from", str(checkpoint)]
-    compressor = ClassifierCompressor(make_parser().parse_args(flags))
+    checkpoint, flags = str(dense_checkpoint(cell.arch)), NETWORKS[cell.arch].flags
+    compressor = loaded(cell.arch, "--exp-load-weights-from", checkpoint, *flags)
     model = copy.deepcopy(compressor.model)
     report = factorize(model, **settings(cell))
     before = evaluate(model, compressor.data.test)
@@ -126,9 +118,9 @@ def measured(cell: Cell) -> dict[str, Any]:
     path = folder / "schedule.yaml"
     write_whole(path, yaml.safe_dump(schedule(cell), sort_keys=False))
     training = [
-        *common, "-n", "low_rank", "--compress", str(path), "--resume-from", str(checkpoint),
-        "--reset-optimizer", "--epochs", str(EPOCHS), "--lr", "0.02", "--wd", "1e-4", "--seed", "1",
-        "-o", str(folder), "-p", "200",
+        "--arch", cell.arch, *COMMON, *flags, "-n", "low_rank", "--compress", str(path),
+        "--resume-from", checkpoint, "--reset-optimizer", "--epochs", str(EPOCHS), "--lr", "0.02",
+        "--wd", "1e-4", "-o", str(folder), "-p", "200",
     ]  # fmt: skip
     command = [sys.executable, "compress_classifier.py", *training]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -232,48 +224,11 @@ def _text(rank: list[int]) -> str:
     return "+".join(map(str, rank))
 
 
-def read_results() -> dict[str, Any]:
-    """What has been measured, by name of a cell."""
-    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-
-
-def _dense_checkpoint(arch: str) -> Path:
-    results = RESULTS.parent / f"{arch}_fashion_mnist" / "dense.json"
-    if latest_checkpoint(results) is None:
-        baseline = [own for own in shipped() if own.results == results]
-        if measure(baseline, shipped(), again=True):
-            sys.exit(f"{arch}: the dense training failed")
-    checkpoint = latest_checkpoint(results)
-    assert checkpoint is not None
-    return checkpoint
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"  {text}\n")
-    sys.stdout.flush()
-
-
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--only", metavar="TEXT", action="append", help="part of a cell's name; repeatable")
-    parser.add_argument("--again", action="store_true", help="measure what has been measured, too")
-    parser.add_argument("--table", action="store_true", help="measure nothing: write the page")
-    args = parser.parse_args()
-    for cell in cells() if not args.table else ():
-        is_known = cell.name in read_results() and not args.again
-        if is_known or not any(text in cell.name for text in args.only or [""]):
-            continue
-        _say(f"{cell.name} ...")
-        found = measured(cell)
-        _say(f"{cell.name}: {found}")
-        results = {
-            **read_results(),
-            cell.name: found,
-        }  # another process may have measured other cells meanwhile
-        write_whole(RESULTS, json.dumps(dict(sorted(results.items())), indent=1, allow_nan=False) + "\n")
-    write_whole(PAGE, page(read_results()))
-    lines = missed(read_results())
+    results = measure_missing(__doc__, cells(), measured, RESULTS)
+    write_whole(PAGE, page(results))
+    lines = missed(results)
     if lines:
         sys.exit("missed:\n" + "\n".join(lines))
 

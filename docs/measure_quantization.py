@@ -13,7 +13,6 @@ Knows nothing about how networks are quantized.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import subprocess
@@ -22,7 +21,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,8 +28,6 @@ import yaml
 from torch import nn
 from torch.nn import functional as F
 
-from compress_classifier import make_parser
-from distiller.apputils.image_classifier import ClassifierCompressor
 from distiller.apputils.training_loop import evaluate
 from distiller.atomic_file import write_whole
 from distiller.export.integer_parity import IntegerParity, compare_integer
@@ -42,6 +38,7 @@ from distiller.model_transforms import fold_batch_norms
 from distiller.quantization import PostTrainLinearQuantizer
 from distiller.quantization.data_steps import DataSteps
 from distiller.quantization.with_data import quantize_with_data
+from docs.dense_networks import dense_checkpoint, loaded, measure_missing, require, say
 from docs.measure_schedules import latest_checkpoint, logs_of, measure
 from docs.quantization_page import (
     NETWORKS,
@@ -55,13 +52,11 @@ from docs.quantization_page import (
     bars,
     cell_name,
     page,
-    read_results,
 )
 from docs.schedule_headers import ROOT, shipped
 
 CALIBRATION_IMAGES, LOSS_IMAGES = 1024, 1024
 """Training images that ranges, rounding and biases come from, and that searches measure the loss on."""
-_DATASET = "fashion-mnist"
 _BATCH = 128
 
 
@@ -98,8 +93,8 @@ class Dense:
     """
 
     def __init__(self, arch: str) -> None:
-        checkpoint = latest_checkpoint(_dense_results(arch))
-        self.compressor = _compressor(arch, ["--exp-load-weights-from", str(checkpoint), "--channels-last"])
+        checkpoint = str(dense_checkpoint(arch))
+        self.compressor = loaded(arch, "--exp-load-weights-from", checkpoint, "--channels-last")
         self.dummy_input = torch.zeros(1, *self.compressor.input_shape)
         share = (CALIBRATION_IMAGES + LOSS_IMAGES) / 54000
         images, labels = (
@@ -154,7 +149,7 @@ def post_training(dense: Dense, arch: str, method: Method, width: str) -> dict[s
             dense.calibration,
             dense.loss,
             folder=folder,
-            progress=_say,
+            progress=say,
         )
     if "cross_layer_equalization" not in plain:
         dense.stats = done.stats or dense.stats
@@ -183,7 +178,7 @@ def trained(dense: Dense, arch: str, method: str, width: str) -> dict[str, Any]:
     results = RESULTS.parent / f"{arch}_fashion_mnist" / f"{own}.json"
     if own == TRAINED[method].schedule:
         if latest_checkpoint(results) is None or not results.exists():
-            _must(not measure([schedule], shipped(), again=True), f"{own}: the training failed")
+            require(not measure([schedule], shipped(), again=True), f"{own}: the training failed")
         card = json.loads(results.read_text(encoding="utf-8"))
     else:
         data = schedule.data
@@ -195,33 +190,21 @@ def trained(dense: Dense, arch: str, method: str, width: str) -> dict[str, Any]:
         flags = schedule.flags
         for flag, value in (("--compress", str(path)), ("-n", own)):
             flags[flags.index(flag) + 1] = value
-        flags[flags.index("CHECKPOINT")] = str(latest_checkpoint(_dense_results(arch)))
+        flags[flags.index("CHECKPOINT")] = str(dense_checkpoint(arch))
         command = [sys.executable, "compress_classifier.py", *flags, "-o", str(folder), "-p", "200"]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         card = json.loads((folder / "latest_log_dir" / "results.json").read_text(encoding="utf-8"))
     scores = {key: card["measured"][key] for key in ("top1_correct", "n")}
     if weights == MAX_BITS and method in NOT_IN_INTEGERS_AT_8_BITS:
         return scores
-    model = _compressor(arch, ["--resume-from", str(latest_checkpoint(results))]).model
+    model = loaded(arch, "--resume-from", str(latest_checkpoint(results))).model
     integer = int8_onnx(model, dense.dummy_input, batches=dense.calibration)
     as_trained = compare_integer(model, integer.content, dense.compressor.data.test)
     return {**scores, **in_integers(dense, integer)[1], "agreeing_as_trained": as_trained.agreeing}
 
 
-def _compressor(arch: str, source: list[str]) -> ClassifierCompressor:
-    flags = ["--arch", arch, "--dataset", _DATASET, "-b", str(_BATCH), "--seed", "1", "--evaluate"]
-    return ClassifierCompressor(make_parser().parse_args([*flags, *source]))
-
-
-def _dense_results(arch: str) -> Path:
-    return RESULTS.parent / f"{arch}_fashion_mnist" / "dense.json"
-
-
 def _measured(dense: dict[str, Dense], cell: Cell) -> dict[str, Any]:
     if cell.arch not in dense:
-        if latest_checkpoint(_dense_results(cell.arch)) is None:
-            baseline = [s for s in shipped() if s.results == _dense_results(cell.arch)]
-            _must(not measure(baseline, shipped(), again=True), f"{cell.arch}: the dense training failed")
         dense[cell.arch] = Dense(cell.arch)
     own = dense[cell.arch]
     if cell.method == "fp32":
@@ -231,36 +214,10 @@ def _measured(dense: dict[str, Dense], cell: Cell) -> dict[str, Any]:
     return trained(own, cell.arch, cell.method, cell.width)
 
 
-def _must(holds: bool, otherwise: str) -> None:
-    if not holds:
-        sys.exit(otherwise)
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"  {text}\n")
-    sys.stdout.flush()
-
-
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--only", metavar="TEXT", action="append", help="part of a cell's name; repeatable")
-    parser.add_argument("--again", action="store_true", help="measure what has been measured, too")
-    parser.add_argument("--table", action="store_true", help="measure nothing: write the page")
-    args = parser.parse_args()
-    results = read_results()
     dense: dict[str, Dense] = {}
-    for cell in cells() if not args.table else ():
-        if not any(text in cell.name for text in args.only or [""]) or (
-            cell.name in results and not args.again
-        ):
-            continue
-        _say(f"{cell.name} ...")
-        results[cell.name] = _measured(dense, cell)
-        _say(f"{cell.name}: {results[cell.name]}")
-        # Another process may have measured other cells meanwhile.
-        results = {**read_results(), cell.name: results[cell.name]}
-        write_whole(RESULTS, json.dumps(dict(sorted(results.items())), indent=1, allow_nan=False) + "\n")
+    results = measure_missing(__doc__, cells(), lambda cell: _measured(dense, cell), RESULTS)
     write_whole(PAGE, page(results))
     missed = [bar.text for bar in bars(results) if not bar.holds]
     if missed:

@@ -162,6 +162,9 @@ def _words(schema: dict[str, Any], *, plural: bool = False) -> str:
     match schema.get("type"):
         case "array":
             return f"list{s} of {_words(schema.get('items', {}), plural=True)}"
+        case "object" if schema.get("required") == list(schema.get("properties", ())):  # no others
+            keys = (f"{key}: {_bounded(schema['properties'][key])}" for key in schema["required"])
+            return f"`{{{', '.join(keys)}}}`"
         case "object" if isinstance(schema.get("additionalProperties"), dict):
             return f"mapping{s} of names to {_words(schema['additionalProperties'], plural=True)}"
         case "object":
@@ -177,6 +180,12 @@ def _words(schema: dict[str, Any], *, plural: bool = False) -> str:
         case "null":
             return "null"
     return "values" if plural else "any value"
+
+
+def _bounded(schema: dict[str, Any]) -> str:
+    """What a value is, in words, and what it is more than."""
+    above = schema.get("exclusiveMinimum")
+    return _words(schema) + (f" above {above:g}" if above is not None else "")
 
 
 def _cell(text: str) -> str:

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The flags of Distiller's compress_classifier.py, all spellings, but those of AMC: (spellings, value, destination,
 # parsed value, default).
 SWITCH = None
+LEVELS = "argument --sense-range: expected [AXIS] A B STEP, as in '0 0.95 0.05' or 'weight-bits 8 2 1', got "
 ACCEPTED = [
     (["-a", "--arch"], "ResNet20_CIFAR", "arch", "resnet20_cifar", "resnet18"),
     (["-j", "--workers"], "2", "workers", 2, 4),
@@ -37,7 +38,7 @@ ACCEPTED = [
     (["--summary"], "Sparsity", "summary", ["sparsity"], None),
     (["--export-onnx"], "x.onnx", "export_onnx", "x.onnx", None),
     (["--compress"], "s.yaml", "compress", "s.yaml", None),
-    (["--sense"], "Filter", "sensitivity", "filter", None),
+    (["--sense"], "Filter,Weight-Bits", "sensitivity", ("filter", "weight-bits"), None),
     (["--deterministic", "--det"], SWITCH, "deterministic", True, False),
     (["--seed"], "3", "seed", 3, None),
     (["--gpus", "--gpu"], "0,1", "gpus", "0,1", None),
@@ -82,6 +83,11 @@ ADDED = [
     (["--dry-run"], SWITCH, "dry_run", True, False),
     (["--plugin"], "mine", "plugin", ["mine"], []),
     (["--sense-resume"], "logs/x", "sense_resume", "logs/x", None),
+    (["--sense-params"], "fc*", "sense_params", ["fc*"], None),
+    (["--sense-error"], "0.5", "sense_error", 0.5, None),
+    (["--sense-jobs"], "2", "sense_jobs", 2, None),
+    (["--sense-fast"], SWITCH, "sense_fast", True, False),
+    (["--sense-block"], "8", "sense_block", 8, 4),
     (["--pack"], "x.dsz", "pack", "x.dsz", None),
     (["--unpack"], "x.dsz", "unpack", "x.dsz", None),
     (["--plot-mixture"], "logs/x", "plot_mixture", "logs/x", None),
@@ -90,6 +96,14 @@ ADDED = [
     (["--layerwise-layers"], "fc*", "layerwise_layers", ["fc*"], []),
     (["--layerwise-resume"], "logs/x", "layerwise_resume", "logs/x", None),
     (["--layerwise-plot"], "logs/x", "layerwise_plot", "logs/x", None),
+    (["--recommend"], "logs/x", "recommend", "logs/x", None),
+    (["--max-drop"], "1.5", "max_drop", 1.5, None),
+    (["--target-sparsity"], "0.8", "target_sparsity", 0.8, None),
+    (["--target-macs"], "0.5", "target_macs", 0.5, None),
+    (["--recommend-axis"], "Filter", "recommend_axis", "filter", None),
+    (["--recommend-pruner"], "Sensitivity", "recommend_pruner", "sensitivity", "agp"),
+    (["--recommend-epochs"], "20", "recommend_epochs", 20, 10),
+    (["--verify"], SWITCH, "verify", True, False),
     (["--kd-chain"], "VGG13,mine:Net", "kd_chain", ["vgg13", "mine:Net"], None),
     (["--kd-chain-resume"], "logs/x", "kd_chain_resume", "logs/x", None),
     (["--kd-loss"], "cross_entropy", "kd_loss", "cross_entropy", "kl"),
@@ -133,10 +147,35 @@ def test_a_flag_is_known_under_each_of_its_spellings(flag, value, dest, parsed):
 
 def test_defaults_are_those_of_distiller():
     args = vars(parse())
+    assert args.pop("given") == frozenset()
     assert args.pop("data") is None
-    assert args.pop("sense_range") == [0.0, 0.95, 0.05]
+    assert args.pop("sense_range") is None
     assert args.pop("fractions") == [0.0, 0.9, 0.1]
     assert args == {dest: default for _, _, dest, _, default in ACCEPTED + ADDED}
+
+
+@pytest.mark.parametrize(
+    "argv, given",
+    [
+        ("", set()),
+        ("--kd-temp 1 --kd-dw 0.5", {"kd_temperature", "kd_distill_wt"}),  # their defaults
+        ("--fractions 0 0.9 0.1 -j 4", {"fractions", "workers"}),
+        ("--plugin x --plugin y --summary model", {"plugin", "summary"}),
+        ("--qe-no-clip-layers a --act-stats test", {"qe_no_clip_layers", "activation_stats"}),
+        ("--compress", {"compress"}),
+        ("--pack --export-onnx", {"pack", "export_onnx"}),
+        ("data --evaluate", {"data", "evaluate"}),
+        ("--resume c", {"deprecated_resume", "resumed_checkpoint_path", "reset_optimizer"}),
+    ],
+)
+def test_a_flag_counts_as_given_at_whatever_value(argv, given):
+    assert parse(*argv.split()).given == given
+
+
+def test_levels_of_axes_are_kept_by_axis():
+    assert parse("--sense-range", "0", "1", "0.5").sense_range == {"": (0.0, 1.0, 0.5)}
+    argv = "--sense-range Weight-Bits 8 2 1 --sense-range rank 0 0.5 0.1".split()
+    assert parse(*argv).sense_range == {"weight-bits": (8.0, 2.0, 1.0), "rank": (0.0, 0.5, 0.1)}
 
 
 def test_there_is_no_other_flag():
@@ -271,8 +310,14 @@ def test_numbers_out_of_their_range(capsys, flag, value, told):
 @pytest.mark.parametrize(
     "argv, told",
     [
-        ("--sense element --sense-range 0 1", "argument --sense-range: expected 3 arguments"),
-        ("--sense element --sense-range 0 1 x", "argument --sense-range: invalid float value: 'x'"),
+        ("--sense element --sense-range 0 1", f"{LEVELS}'0 1'"),
+        ("--sense element --sense-range 0 1 x", f"{LEVELS}'0 1 x'"),
+        ("--sense element --sense-range rank 0 1 x", f"{LEVELS}'rank 0 1 x'"),
+        ("--sense rank --sense-range rank 0 1 2 3", f"{LEVELS}'rank 0 1 2 3'"),
+        (
+            "--sense rank --sense-range rank 0 1 .1 --sense-range RANK 0 1 .2",
+            "argument --sense-range: given twice for rank",
+        ),
         ("one two", "unrecognized arguments: two"),
         ("--act-stats", "argument --activation-stats/--act-stats: expected at least one argument"),
     ],

@@ -90,6 +90,16 @@ def test_an_unknown_name_is_refused_with_the_nearest_one(tiny_cnn):
     )
 
 
+def test_of_a_layer_that_became_several_the_hint_names_the_first_part():
+    """The hint was another layer, whose name is more alike."""
+    names = ["fc1.first.weight", "fc1.second.weight", "fc1.second.bias", "fc3.weight"]
+    with pytest.raises(UnknownNameError) as caught:
+        resolve("fc1.weight", names)
+    assert str(caught.value) == "no parameter 'fc1.weight' in the model; did you mean 'fc1.first.weight'?"
+    with pytest.raises(UnknownNameError, match="did you mean 'fc1.second.bias'"):
+        resolve("module.fc1.bias", names)
+
+
 def test_a_pattern_that_matches_nothing_is_refused(tiny_cnn):
     with pytest.raises(UnknownNameError, match=r"pattern 'layer\*' matches no parameter of the model"):
         resolve("layer*", parameter_names(tiny_cnn))

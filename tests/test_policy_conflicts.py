@@ -10,6 +10,7 @@ from distiller.pruning import BernoulliFilterPruner
 from distiller.regularization import L0Regularizer
 from distiller.schedule_yaml import parse_document
 from distiller.scheduler import CompressionScheduler
+from distiller.weight_sharing import KMeansWeightSharing, QuantizeToMixture, SoftWeightSharing
 from tests.doubles import HalfPruner, train
 
 DROPPING = {"mask_on_forward_only": True, "use_double_copies": True}
@@ -128,3 +129,39 @@ def test_a_schedule_is_refused_at_the_line_of_the_later_policy(tiny_cnn):
         ":8    policies[1]: 'extension l' (epochs 1..2) gates 'conv2.weight', which 'pruner t' (epochs 0..0) goes "
         "on masking in the forward pass only; let it end that with args: {keep_mask: true}"
     ]
+
+
+SHARING = {
+    "kmeans": lambda model, name: KMeansWeightSharing("k", model, {name: 3}),
+    "mixture": lambda model, name: SoftWeightSharing("m", model, [name], components=4),
+    "quantize": lambda model, name: QuantizeToMixture("q", model, [name]),
+}
+TOGETHER = [("mixture", "quantize"), ("quantize", "mixture")]
+
+
+@pytest.mark.parametrize("second", SHARING)
+@pytest.mark.parametrize("first", SHARING)
+def test_two_that_share_the_values_of_one_parameter_in_overlapping_epochs_conflict(tiny_cnn, first, second):
+    """They overwrote each other at every step."""
+    both = [
+        (SHARING[kind](tiny_cnn, "conv2.weight"), [1, 2], kind + str(i))
+        for i, kind in enumerate((first, second))
+    ]
+    if (first, second) in TOGETHER:
+        scheduler = CompressionScheduler(tiny_cnn)
+        for policy, epochs, name in both:
+            scheduler.add_policy(policy, epochs=epochs, name=name)
+        return
+    assert refusal(tiny_cnn, *both) == (
+        f"'{first}0' (epochs 1..2) and '{second}1' (epochs 1..2) both share the values of 'conv2.weight'; let one "
+        "end before the other begins, or name other weights"
+    )
+
+
+def test_sharing_goes_together_of_other_parameters_and_in_other_epochs(tiny_cnn):
+    scheduler = CompressionScheduler(tiny_cnn)
+    scheduler.add_policy(SHARING["kmeans"](tiny_cnn, "conv2.weight"), epochs=[0, 1])
+    scheduler.add_policy(SHARING["mixture"](tiny_cnn, "fc.weight"), epochs=[0, 1])
+    scheduler.add_policy(QuantizeToMixture("q", tiny_cnn), epochs=[1])  # what has a mixture: fc.weight
+    scheduler.add_policy(SHARING["quantize"](tiny_cnn, "conv2.weight"), epochs=[2])
+    assert len(scheduler.policies) == 4

@@ -79,7 +79,7 @@ def parsed(line: str):
     assert line.startswith(PROGRAM)
     parser = compress_classifier.make_parser()
     args = parser.parse_args(shlex.split(line.removeprefix(PROGRAM)))
-    check_usage(args, parser.parse_args([]))
+    check_usage(args)
     return args
 
 

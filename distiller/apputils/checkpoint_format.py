@@ -80,6 +80,11 @@ class Checkpoint:
     extras: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """The names of the policies that it was written under, of the schedule and of flags."""
+        return tuple(str(policy["name"]) for policy in (self.scheduler or {}).get("policies", ()))
+
 
 def document_of(
     epoch: int,

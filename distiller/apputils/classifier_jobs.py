@@ -9,14 +9,11 @@ from __future__ import annotations
 import importlib
 import logging
 import shlex
-import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from distiller.apputils.activation_phases import ActivationPhases
 from distiller.apputils.classifier_training import ClassifierTraining
@@ -35,23 +32,18 @@ from distiller.apputils.pytorch_int8_job import evaluate_in_pytorch
 from distiller.apputils.quantization_report_job import write_report
 from distiller.apputils.quantization_steps import RECORD
 from distiller.apputils.quantize_job import quantize_and_evaluate
+from distiller.apputils.recommend_job import recommend_schedule
 from distiller.apputils.results_card import ResultsCard
-from distiller.apputils.sampling import fingerprint
 from distiller.apputils.schedule_preview import stretches_alike
+from distiller.apputils.sensitivity_job import sweep_sensitivity
 from distiller.apputils.statistics_job import collect_activation_histograms, collect_statistics
 from distiller.apputils.thinnify_job import thinnify
-from distiller.apputils.training_loop import evaluate as evaluate_loop
 from distiller.atomic_file import remove_stale_parts
 from distiller.errors import UnknownNameError, UsageError
 from distiller.layerwise.log import SETTINGS_NAME as LAYERWISE
 from distiller.model_summaries import PICTURES, model_summary
-from distiller.names import unwrap
 from distiller.quantization.training import QatQuantizer
-from distiller.sensitivity.axes import find_axis, sparsity_levels
-from distiller.sensitivity.engine import applicable_parameters
-from distiller.sensitivity.log import SETTINGS_NAME
-from distiller.sensitivity.plot import sensitivities_to_png
-from distiller.sensitivity.sweep import sensitivity_sweep
+from distiller.sensitivity.folder import SETTINGS_NAME
 
 _LOG = logging.getLogger(__name__)
 _MAX_LISTED = 1000
@@ -71,6 +63,8 @@ def choose_job(args: Namespace) -> Callable[..., Any]:
         return collect_statistics
     if args.sensitivity:
         return sweep_sensitivity
+    if args.recommend:
+        return recommend_schedule
     if args.layerwise:
         return compress_layerwise
     if args.evaluate and args.quantize_eval:
@@ -218,46 +212,6 @@ def evaluate(compressor: ClassifierCompressor) -> ResultsCard:
     return card
 
 
-def sweep_sensitivity(compressor: ClassifierCompressor) -> None:
-    """Sweep accuracy against sparsity, layer by layer, into `sensitivity.csv` and `sensitivity.png`."""
-    args, model = compressor.args, unwrap(compressor.model)
-    levels = sparsity_levels(*args.sense_range)
-    if not any(True for _ in model.parameters()):
-        raise UsageError(
-            f"--sense {args.sensitivity}: '{args.arch}' has no parameters to prune; "
-            "give a model that has some, or test this one with --evaluate"
-        )
-    applicable_parameters(model, find_axis(args.sensitivity), ["*"])
-    loader = compressor.data.test
-    target = _interrupted_sweep(args.sense_resume) if args.sense_resume else compressor.run.require_folder()
-    begin = time.perf_counter()
-    measured_now: list[int] = []
-
-    def test_func(model: nn.Module) -> tuple[float, float, float]:
-        result = evaluate_loop(model, loader, device=compressor.device)
-        return result.top1, result.top5, result.loss
-
-    def on_point(point, finished: int, total: int) -> None:
-        measured_now.append(finished)
-        left = (time.perf_counter() - begin) / len(measured_now) * (total - finished)
-        _LOG.info(
-            "[%d/%d] %s at sparsity %.2f: Top1 %.3f  Top5 %.3f  Loss %.3f  (about %.0f s left)",
-            finished, total, point.parameter, point.level, *point.score, left,
-        )  # fmt: skip
-
-    curves = sensitivity_sweep(
-        model,
-        args.sensitivity,
-        levels,
-        test_func,
-        target,
-        f"{loader.num_samples} of {compressor.dataset}, {fingerprint(loader.indices())}",
-        on_point=on_point,
-    )
-    picture = sensitivities_to_png(curves, target / "sensitivity.png")
-    _LOG.info("Saved %s and %s", target / "sensitivity.csv", picture)
-
-
 def _import_plugins(packages: Iterable[str]) -> None:
     """Import the packages of the user's own, so that what is wrong with one is told at once.
 
@@ -284,12 +238,3 @@ def _refuse_quantized(compressor: ClassifierCompressor, job: Callable[..., Any])
         raise UsageError(
             "the checkpoint is of a quantized model, which can be evaluated (--evaluate) and nothing else"
         )
-
-
-def _interrupted_sweep(folder: str) -> Path:
-    if not (Path(folder) / SETTINGS_NAME).is_file():
-        raise UsageError(
-            f"--sense-resume {folder}: no sweep to go on with, there is no {SETTINGS_NAME}; "
-            "give the run folder of a sweep, or leave the flag out"
-        )
-    return Path(folder)

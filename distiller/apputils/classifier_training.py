@@ -22,11 +22,13 @@ from distiller.apputils.checkpoint import (
     restore_scheduler,
     save_checkpoint,
 )
-from distiller.apputils.distillation_job import add_distillation, with_teachers
+from distiller.apputils.distillation_job import NAME as DISTILLATION
+from distiller.apputils.distillation_job import add_distillation, refuse_lost_teacher, with_teachers
 from distiller.apputils.early_exit_job import with_early_exit
 from distiller.apputils.image_classifier import ClassifierCompressor
 from distiller.apputils.measurement import Measurement
 from distiller.apputils.meters import EvalResult
+from distiller.apputils.model_checks import check_single_image
 from distiller.apputils.progress import EpochProgress
 from distiller.apputils.results_card import ResultsCard
 from distiller.apputils.scores import ScoreTracker
@@ -90,6 +92,7 @@ class ClassifierTraining:
             _LOG.warning(
                 "no validation set (--validation-split 0): the test set is used, and is no longer unseen"
             )
+        self._check_last_minibatch()
         _ = self.compressor.run  # opened: from here on files are written
         self._carry_best_over()
         if self.args.save_untrained_model:
@@ -111,6 +114,14 @@ class ClassifierTraining:
             card = with_early_exit(self.compressor, card)
         return with_teachers(card, self.compressor, self.scheduler)
 
+    def _check_last_minibatch(self) -> None:
+        """See to it that an epoch does not fail at its end, on a single image that is left over."""
+        loader = self.compressor.data.train
+        assert loader is not None
+        if loader.num_samples % loader.batch_size == 1 or loader.batch_size == 1:
+            image = torch.zeros(1, *self.compressor.input_shape, device=self.compressor.device)
+            check_single_image(self.model, image)
+
     def _resume(self) -> int:
         """Take over what the checkpoint holds beside weights; returns the epoch to begin with."""
         checkpoint = self.compressor.checkpoint
@@ -123,9 +134,11 @@ class ClassifierTraining:
                 "add --reset-optimizer to begin at epoch 0"
             )
         takes_policies = goes_on and bool(self.scheduler.policies)
-        if goes_on and not takes_policies and (checkpoint.scheduler or {}).get("policies"):
+        if goes_on:
+            refuse_lost_teacher(self.compressor, self.scheduler)
+        if goes_on and not takes_policies and set(checkpoint.policies) - {DISTILLATION}:
             _LOG.warning("no --compress: the checkpoint's masks stay in force, its schedule does not go on")
-        if takes_policies and not (checkpoint.scheduler or {}).get("policies"):
+        if takes_policies and not checkpoint.policies:
             _LOG.warning("the checkpoint has no schedule to go on with: the policies begin without a state")
         restore_scheduler(self.scheduler, checkpoint, masks_only=not takes_policies)
         if not goes_on:

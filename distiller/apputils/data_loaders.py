@@ -7,12 +7,13 @@ Knows nothing about file formats, models or training.
 
 from __future__ import annotations
 
-import os
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Generator, Tensor
@@ -28,6 +29,7 @@ from distiller.apputils.augmentation import (
 from distiller.apputils.dataset_function import float_item
 from distiller.apputils.dataset_sources import ImageFiles, LabelledImages, Source
 from distiller.apputils.datasets import decode_dataset
+from distiller.apputils.device import usable_processors
 from distiller.apputils.sampling import (
     draw_subset,
     isolated_random_state,
@@ -77,6 +79,13 @@ class Loader(ABC):
         if not self._settings.training:
             return self._pool
         return draw_subset(self._pool, self._settings.portion, self._generator("order"))
+
+    def of_samples(self, samples: Tensor) -> Self:
+        """The same for these samples, indices into the data set, in this order; not for training."""
+        assert not self._settings.training
+        other = copy.copy(self)
+        other.num_samples, other._pool = len(samples), samples
+        return other
 
     def tensors(self) -> Batch:
         """All mini-batches of the present epoch as one; takes 4 * num_samples * C * H * W bytes."""
@@ -150,7 +159,7 @@ class ItemLoader(Loader):
         loader = DataLoader(
             self._items,
             batch_sampler=batches,  # pyright: ignore[reportArgumentType] - any iterable of lists will do
-            num_workers=min(self._settings.workers, _processors(), len(batches)),
+            num_workers=min(self._settings.workers, usable_processors(), len(batches)),
             collate_fn=_collate,
             generator=generator,
             pin_memory=torch.cuda.is_available(),
@@ -330,14 +339,6 @@ def _length(source: Source) -> int:
 
 def _all(source: Source) -> Tensor:
     return torch.arange(_length(source))
-
-
-def _processors() -> int:
-    """How many processors this process may use; with more workers PyTorch warns, and nothing is won."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on this operating system
-        return os.cpu_count() or 1
 
 
 def _require_portion(flag: str, portion: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from distiller.errors import UsageError
@@ -46,3 +48,11 @@ def _gpu_ids(gpus: str, available: int) -> list[int]:
     if missing:
         raise UsageError(f"--gpus: no GPU {missing[0]}; this machine has {available}. Try --cpu")
     return ids
+
+
+def usable_processors() -> int:
+    """How many processors this process may use; with more workers PyTorch warns, and nothing is won."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this operating system
+        return os.cpu_count() or 1

@@ -7,6 +7,7 @@ Knows nothing about flags.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal, get_args
 
 from torch import nn
@@ -14,7 +15,7 @@ from torch import nn
 from distiller.apputils.teacher_networks import KEYS_OF_A_TEACHER, check_teacher, is_weight, load_teacher
 from distiller.distillation import DistillationLossWeights, Hint, KnowledgeDistillationPolicy
 from distiller.distillation.hints import HintKind
-from distiller.distillation.losses import LossKind
+from distiller.distillation.losses import LEAST_TEMPERATURE, MOST_TEMPERATURE, LossKind, check_temperature
 from distiller.errors import DistillerError, did_you_mean
 from distiller.pruning.settings import NotNegative, checked_number
 from distiller.registry import EXTENSIONS
@@ -76,6 +77,9 @@ _HINT = Checked(
     },
 )
 _ABOVE = checked_number(above=0, most=_LARGEST)
+_TEMPERATURE = Checked(
+    partial(check_temperature, ""), {"minimum": LEAST_TEMPERATURE, "maximum": MOST_TEMPERATURE}
+)
 
 
 @EXTENSIONS.register
@@ -98,7 +102,7 @@ class KnowledgeDistillation(KnowledgeDistillationPolicy):
             `--kd-teacher`.
         teachers: several, each as `teacher`, with a `weight` above 0 (default 1): the student learns from the
             weighted mean of their softened probabilities.
-        temperature: T > 0.
+        temperature: T, from 0.01 to 1000.
         distill_weight: of the divergence from the teachers, 0 or more.
         student_weight: of the loss of the labels, 0 or more; default 0.5.
         teacher_weight: of the cross-entropy with the teachers' most likely class, 0 or more.
@@ -125,7 +129,7 @@ class KnowledgeDistillation(KnowledgeDistillationPolicy):
         model: nn.Module,
         teacher: Annotated[dict[str, Any], _TEACHER] | None = None,
         teachers: list[Annotated[dict[str, Any], _TEACHER]] | None = None,
-        temperature: Annotated[float, _ABOVE] = 1.0,
+        temperature: Annotated[float, _TEMPERATURE] = 1.0,
         distill_weight: NotNegative = 0.5,
         student_weight: NotNegative | None = None,
         teacher_weight: NotNegative = 0.0,

@@ -39,7 +39,7 @@ RECORD = "chain.json"
 _CARD, _CHECKPOINT = "results.json", "checkpoint.pth.tar"
 _MAY_DIFFER = frozenset(
     ("data", "output_dir", "name", "print_freq", "verbose", "workers", "download", "device", "cpu", "gpus",
-     "seed", "kd_chain_resume", "kd_resume", "compress", "load_serialized")
+     "seed", "kd_chain_resume", "kd_resume", "compress", "load_serialized", "given")
 )  # fmt: skip
 """Flags that may be others when a chain goes on."""
 

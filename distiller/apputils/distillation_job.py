@@ -19,7 +19,7 @@ from distiller.errors import UsageError
 from distiller.quantization import stored_params
 from distiller.scheduler import CompressionScheduler, ScheduledPolicy
 
-__all__ = ["NAME", "add_distillation", "with_teachers"]
+__all__ = ["NAME", "add_distillation", "refuse_lost_teacher", "with_teachers"]
 
 _LOG = logging.getLogger(__name__)
 NAME = "knowledge distillation"
@@ -73,6 +73,32 @@ def add_distillation(
         ending_epoch=args.epochs,
         name=NAME,
         settings={"class": KnowledgeDistillation.__name__, **keywords},
+    )
+
+
+def refuse_lost_teacher(compressor: ClassifierCompressor, scheduler: CompressionScheduler) -> None:
+    """See to it that a run that learned from the teacher of `--kd-teacher` knows when it goes on without.
+
+    Like a schedule that is left out, it is warned of; beside a schedule, whose policies would not be those of
+    the checkpoint, it is refused.
+
+    Raises:
+        UsageError: the schedule was given, and the teacher was not.
+    """
+    checkpoint = compressor.checkpoint
+    if checkpoint is None or compressor.args.kd_teacher is not None or NAME not in checkpoint.policies:
+        return
+    told = (
+        f"{checkpoint.path}: its run learned from a teacher, given with --kd-teacher, and none is given now"
+    )
+    remedy = "give the --kd-* flags of that run"
+    if scheduler.policies:
+        raise UsageError(
+            f"{told}; {remedy}, or start anew from its weights with --exp-load-weights-from or "
+            "--reset-optimizer"
+        )
+    _LOG.warning(
+        "%s: training goes on from the labels alone. %s to go on as it began", told, remedy.capitalize()
     )
 
 

@@ -6,34 +6,28 @@ Knows nothing about how flags are parsed, nor about what distillation does.
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
+from distiller.apputils.given_flags import given_flags
 from distiller.apputils.quantization_usage import flag_of
+from distiller.distillation.losses import LEAST_TEMPERATURE, MOST_TEMPERATURE
 
 __all__ = ["distillation_rules", "given_settings"]
 
-_OF_A_TEACHER = ("kd_resume", "kd_pretrained")
-_SETTINGS = {
-    "kd_half": False,
-    "kd_no_cache": False,
-    "kd_temperature": 1.0,
-    "kd_distill_wt": 0.5,
-    "kd_student_wt": 0.5,
-    "kd_teacher_wt": 0.0,
-    "kd_loss": "kl",
-    "kd_no_t_squared": False,
-    "kd_no_labels": False,
-    "kd_start_epoch": 0,
-}
-"""What a schedule says when the distillation is in it, with the values of flags that are not given."""
+_SETTINGS = (
+    *("kd_half", "kd_no_cache", "kd_temperature", "kd_distill_wt", "kd_student_wt", "kd_teacher_wt"),
+    *("kd_loss", "kd_no_t_squared", "kd_no_labels", "kd_start_epoch"),
+)
+"""What a schedule says when the distillation is in it."""
 
 
 def given_settings(args: Namespace) -> list[str]:
-    """The flags of how to distil, rather than from whom, that differ from what they are when not given."""
-    return [flag_of(name) for name, default in _SETTINGS.items() if getattr(args, name) != default]
+    """The flags of how to distil, rather than from whom, that were given."""
+    given = given_flags(args)
+    return [flag_of(name) for name in _SETTINGS if name in given]
 
 
-def distillation_rules(args: Namespace, given: set[str], jobs: list[str]) -> Iterator[tuple[bool, str]]:
+def distillation_rules(args: Namespace, given: Set[str], jobs: list[str]) -> Iterator[tuple[bool, str]]:
     """Every rule: whether it is broken, and what is told then.
 
     Args:
@@ -53,6 +47,11 @@ def distillation_rules(args: Namespace, given: set[str], jobs: list[str]) -> Ite
     yield (
         teaches and jobs not in ([], ["--dry-run"]),
         "--kd-teacher: only when training",
+    )
+    yield (
+        not LEAST_TEMPERATURE <= args.kd_temperature <= MOST_TEMPERATURE,
+        f"--kd-temperature: must be a number from {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}, got "
+        f"{args.kd_temperature:g}",
     )
     yield (
         args.kd_no_labels and "kd_student_wt" in given and args.kd_student_wt > 0,

@@ -6,7 +6,7 @@ Knows nothing about how flags are parsed, nor about models.
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 _SOURCES = {
     "earlyexit_thresholds": "--earlyexit-thresholds",
@@ -20,7 +20,7 @@ def leaves_early(args: Namespace) -> bool:
     return any(getattr(args, name) is not None for name in _SOURCES)
 
 
-def early_exit_rules(args: Namespace, given: set[str], jobs: list[str]) -> Iterator[tuple[bool, str]]:
+def early_exit_rules(args: Namespace, given: Set[str], jobs: list[str]) -> Iterator[tuple[bool, str]]:
     """Every rule: whether it is broken, and what is told then.
 
     Args:

@@ -161,7 +161,8 @@ class ClassifierCompressor:
         args = self.args
         others = (args.evaluate, args.sensitivity, args.summary, args.export_onnx, args.export_int8)
         collects = args.qe_calibration is not None or args.activation_histograms is not None
-        return not any((*others, args.thinnify, args.layerwise, collects, packs_only(args)))
+        others = (*others, args.thinnify, args.layerwise, args.recommend)
+        return not any((*others, collects, packs_only(args)))
 
     @property
     def goes_on(self) -> bool:

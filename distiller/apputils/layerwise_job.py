@@ -30,7 +30,7 @@ from distiller.layerwise.source_files import write_source_files
 from distiller.layerwise.sweep import SweepPlan, fraction_range, layers_to_compress, layerwise_points
 from distiller.layerwise.timing import Timing, time_in_turns
 from distiller.names import unwrap
-from distiller.sensitivity.log import weights_fingerprint
+from distiller.sensitivity.fingerprint import weights_fingerprint
 
 _LOG = logging.getLogger(__name__)
 

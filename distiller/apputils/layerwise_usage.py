@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 from distiller.apputils.quantization_usage import flag_of
 
 _SETTINGS = ("fractions", "layerwise_bits", "layerwise_layers", "layerwise_resume")
 
 
-def layerwise_rules(args: Namespace, given: set[str]) -> Iterator[tuple[bool, str]]:
+def layerwise_rules(args: Namespace, given: Set[str]) -> Iterator[tuple[bool, str]]:
     """Every rule: whether it is broken, and what is told then.
 
     Args:
         args: the flags by name.
-        given: those that are not as in an empty command line.
+        given: the names of those that were given.
     """
     has_weights = args.resumed_checkpoint_path or args.load_model_path or args.pretrained
     yield (

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distiller.data_loggers.loggers import result_line
 from distiller.errors import DatasetError
+from distiller.label_ranks import label_ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +63,13 @@ def correct_counts(logits: Tensor, labels: Tensor) -> Tensor:
         logits: (batch, classes).
         labels: (batch,), integers.
 
-    Of equal logits, which quantized networks often have, that of the lower class counts as the higher, as in
-    `argmax`; NaN is above every number, and a label whose logit is NaN is wrong.
+    Equal logits and NaN count as `label_ranks` says.
 
     Returns:
         (2,) integers on the device of `logits`; with fewer than five classes the second
         counts the label among all of them.
     """
-    of_label = logits.gather(1, labels.unsqueeze(1))  # (batch, 1)
-    is_lower_class = torch.arange(logits.shape[1], device=logits.device) < labels.unsqueeze(1)
-    is_above = ~(logits <= of_label) | ((logits == of_label) & is_lower_class)
-    rank = is_above.sum(dim=1)
+    rank = label_ranks(logits, labels)
     return torch.stack(((rank == 0).sum(), (rank < 5).sum()))
 
 

@@ -49,10 +49,17 @@ def plot_mixture(run_folder: str | Path) -> list[Path]:
         The pictures.
 
     Raises:
-        UsageError: there is no checkpoint, none of such a training, or no epoch was finished.
+        UsageError: it is no folder, there is no checkpoint in it, none of such a training, or no epoch was
+            finished.
         CheckpointError: it cannot be read.
     """
     folder = Path(run_folder)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "there is no such folder"
+        raise UsageError(
+            f"--plot-mixture {folder}: {what}; give the run folder of a training with SoftWeightSharing, "
+            f"with the *{_SUFFIX} in it that the training ended with"
+        )
     checkpoint = read_checkpoint(_latest(folder))
     histories = sharing_histories(checkpoint)
     if not histories:

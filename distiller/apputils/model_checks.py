@@ -5,15 +5,20 @@ Knows nothing about flags, data or training.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from distiller.errors import CheckpointError, UsageError, users_code
+from distiller.evaluation_mode import buffers_kept
 from distiller.names import canonical_state_dict, named_parameters
+from distiller.observation import unobserved
 
 _STATISTICS = ("running_mean", "running_var")
+_TORCHS_WORDS = "Expected more than 1 value per channel when training"
 
 
 def check_arch(arch: str) -> None:
@@ -52,3 +57,49 @@ def check_user_model(model: nn.Module, arch: str, shape: tuple[int, ...], num_cl
             f"arch: '{arch}' must answer images of shape {shape} with logits of shape (1, {num_classes}), "
             f"got {got}; build it with the parameters num_classes and in_channels"
         )
+
+
+def check_single_image(model: nn.Module, image: torch.Tensor) -> None:
+    """Refuse a model that cannot be trained on a mini-batch of one image; nothing of it changes.
+
+    Args:
+        model: on the device of the image.
+        image: (1, C, H, W).
+
+    Raises:
+        UsageError: one of its batch norms would see a single value of each channel.
+    """
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.train()
+        devices = [image.device] if image.device.type == "cuda" else []
+        with (
+            unobserved(model),
+            buffers_kept(model),
+            torch.no_grad(),
+            torch.random.fork_rng(devices=devices),
+            single_image_explained(),
+        ):
+            model(image)
+    finally:
+        for module, is_training in modes.items():
+            module.training = is_training
+
+
+@contextmanager
+def single_image_explained() -> Iterator[None]:
+    """Within the block, torch's refusal of a batch norm over a single value says what can be done.
+
+    Raises:
+        UsageError: there was one.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if _TORCHS_WORDS not in str(error):
+            raise
+        raise UsageError(
+            "training: a mini-batch of one image is left over at the end of an epoch (or is asked for), of "
+            "which a batch norm over maps of 1x1 sees a single value for each channel, that has no variance; "
+            "give another --batch-size, or --effective-train-size"
+        ) from error

@@ -6,7 +6,7 @@ Knows nothing about how flags are parsed, nor about what the jobs do.
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 Rule = tuple[bool, str]
 """Whether it is broken, and what is told then."""
@@ -61,17 +61,17 @@ def flag_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def ignored_beside_a_file(given: set[str]) -> list[str]:
+def ignored_beside_a_file(given: Set[str]) -> list[str]:
     """The flags that `--qe-config-file` makes void."""
     return [flag_of(name) for name in sorted(given) if name.startswith("qe_") and name not in _BESIDE_A_FILE]
 
 
-def quantization_rules(args: Namespace, given: set[str]) -> Iterator[Rule]:
+def quantization_rules(args: Namespace, given: Set[str]) -> Iterator[Rule]:
     """The rules of quantization after training.
 
     Args:
         args: the flags by name.
-        given: the names of those that have another value than by default.
+        given: the names of those that were given.
     """
     quantizes = args.evaluate and args.quantize_eval
     has_checkpoint = bool(args.resumed_checkpoint_path or args.load_model_path)
@@ -137,7 +137,7 @@ def _clip_rules(args: Namespace) -> Iterator[Rule]:
     )
 
 
-def _floating_point_rules(args: Namespace, given: set[str]) -> Iterator[Rule]:
+def _floating_point_rules(args: Namespace, given: Set[str]) -> Iterator[Rule]:
     """Nothing that is about integers goes with a model in floating point."""
     for name in sorted(given):
         if name.startswith(("qe_", "lapq_")) and name not in (*_IN_FLOATING_POINT, "qe_config_file"):
@@ -145,7 +145,7 @@ def _floating_point_rules(args: Namespace, given: set[str]) -> Iterator[Rule]:
     yield bool(args.export_int8), "--export-int8: not with --qe-fpq, which makes no integers"
 
 
-def _step_rules(args: Namespace, given: set[str]) -> Iterator[Rule]:
+def _step_rules(args: Namespace, given: Set[str]) -> Iterator[Rule]:
     """Steps that look at data, and what belongs to them."""
     steps = [name for name in _STEPS if name in given]
     searches = [name for name in _SEARCHES if name in given]
@@ -191,7 +191,7 @@ def _step_rules(args: Namespace, given: set[str]) -> Iterator[Rule]:
     )
 
 
-def _effect_rules(args: Namespace, given: set[str]) -> Iterator[Rule]:
+def _effect_rules(args: Namespace, given: Set[str]) -> Iterator[Rule]:
     """Settings of what is not quantized, or not clipped."""
     for name in _ON_ACTIVATIONS:
         yield (

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distiller.apputils.meters import ClassificationMeter, EvalResult, LossPartsMeter
+from distiller.apputils.model_checks import single_image_explained
 from distiller.branch_points import final_output
 from distiller.errors import DivergenceError, UsageError
 from distiller.interfaces import PolicyLoss
@@ -95,6 +96,7 @@ def train_epoch(
 
     Raises:
         DivergenceError: the loss is NaN or infinite.
+        UsageError: a batch norm sees a single value of each channel, as of a mini-batch of one image.
     """
     criterion = criterion or nn.CrossEntropyLoss()
     model.train()
@@ -170,7 +172,8 @@ def _forward(
     model: nn.Module, images: Tensor, labels: Tensor, criterion: Callable[[Any, Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Logits and loss; auxiliary classifiers (Inception, GoogLeNet) weigh in as in their papers."""
-    output = model(images)
+    with single_image_explained():
+        output = model(images)
     if isinstance(output, Tensor):
         return output, criterion(output, labels)
     if isinstance(output, list):

@@ -8,13 +8,15 @@ Knows nothing about how flags are parsed, nor about what the jobs do.
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 from distiller.apputils.distillation_usage import distillation_rules
 from distiller.apputils.early_exit_usage import early_exit_rules
+from distiller.apputils.given_flags import given_flags
 from distiller.apputils.layerwise_usage import layerwise_rules
 from distiller.apputils.packing_usage import packing_rules, packs_only
 from distiller.apputils.quantization_usage import flag_of, ignored_beside_a_file, quantization_rules
+from distiller.apputils.recommend_usage import recommend_rules
 from distiller.errors import UsageError
 
 _ONLY_WHEN_TRAINING = {
@@ -27,12 +29,11 @@ _ONLY_WHEN_TRAINING = {
 _EMBEDDED = ("digits", "synthetic")
 
 
-def check_usage(args: Namespace, defaults: Namespace) -> list[str]:
+def check_usage(args: Namespace) -> list[str]:
     """Refuse flags that cannot be together, and flags without effect.
 
     Args:
-        args: the flags by name.
-        defaults: the same of an empty command line; tells which flags were given.
+        args: the flags by name; which of them were given, `given_flags` says.
 
     Returns:
         What to warn of.
@@ -40,7 +41,7 @@ def check_usage(args: Namespace, defaults: Namespace) -> list[str]:
     Raises:
         UsageError: naming the first such flag.
     """
-    given = {name for name, value in vars(args).items() if value != getattr(defaults, name)}
+    given = given_flags(args)
     for is_wrong, message in _rules(args, given):
         if is_wrong:
             raise UsageError(message)
@@ -50,7 +51,7 @@ def check_usage(args: Namespace, defaults: Namespace) -> list[str]:
     return []
 
 
-def _rules(args: Namespace, given: set[str]) -> Iterator[tuple[bool, str]]:
+def _rules(args: Namespace, given: Set[str]) -> Iterator[tuple[bool, str]]:
     """Every rule: whether it is broken, and what is told then."""
     jobs = _jobs(args)
     yield args.compress is False, "--compress: needs a FILE"
@@ -73,6 +74,7 @@ def _rules(args: Namespace, given: set[str]) -> Iterator[tuple[bool, str]]:
     yield from quantization_rules(args, given)
     yield from packing_rules(args, jobs)
     yield from layerwise_rules(args, given)
+    yield from recommend_rules(args, given)
     yield from distillation_rules(args, given, jobs)
     yield from early_exit_rules(args, given, jobs)
 
@@ -90,8 +92,9 @@ def _rules(args: Namespace, given: set[str]) -> Iterator[tuple[bool, str]]:
         bool(args.thinnify and not (args.resumed_checkpoint_path or args.load_model_path)),
         "--thinnify: needs a checkpoint, given with --resume-from or --exp-load-weights-from",
     )
-    yield bool(args.sense_resume and not args.sensitivity), "--sense-resume: goes with --sense"
-    yield "sense_range" in given and not args.sensitivity, "--sense-range: goes with --sense"
+    for name in sorted(given):
+        if name.startswith("sense_"):
+            yield not args.sensitivity, f"{flag_of(name)}: goes with --sense"
     yield (
         args.display_confusion and jobs not in ([], ["--evaluate"]),
         "--confusion: only when training or evaluating",
@@ -127,6 +130,7 @@ def _jobs(args: Namespace) -> list[str]:
         "--export-onnx": bool(args.export_onnx),
         "--activation-histograms": args.activation_histograms is not None,
         "--sense": bool(args.sensitivity),
+        "--recommend": bool(args.recommend),
         "--layerwise": bool(args.layerwise),
         "--layerwise-plot": bool(args.layerwise_plot),
         "--plot-mixture": bool(args.plot_mixture),

@@ -23,10 +23,13 @@ from torch.nn import functional as F
 from distiller.errors import DistillerError
 
 __all__ = [
+    "LEAST_TEMPERATURE",
+    "MOST_TEMPERATURE",
     "LossKind",
     "attention_loss",
     "attention_map",
     "blended_log_probabilities",
+    "check_temperature",
     "distillation_loss",
     "divergence",
     "hint_loss",
@@ -35,6 +38,23 @@ __all__ = [
 ]
 
 LossKind = Literal["kl", "cross_entropy"]
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.01, 1000.0
+"""Below, only the most likely class counts, and T^2 vanishes; above, all classes do alike, to float32."""
+
+
+def check_temperature(argument: str, value: float) -> None:
+    """Refuse a temperature that nothing can be learned at.
+
+    Args:
+        argument: what it is called, for the message; empty: nothing.
+        value: T.
+
+    Raises:
+        DistillerError: it is not a number from 0.01 to 1000.
+    """
+    if not LEAST_TEMPERATURE <= value <= MOST_TEMPERATURE:
+        told = f"must be a number from {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}, got {value}"
+        raise DistillerError(f"{argument} {told}".lstrip())
 
 
 def distillation_loss(
@@ -49,7 +69,7 @@ def distillation_loss(
     Args:
         student_logits: (batch, classes), or (batch, classes, ...) for answers at several places.
         teacher_logits: of the same shape; no gradient flows into them.
-        temperature: T > 0; the higher, the more the unlikely classes weigh.
+        temperature: T, from 0.01 to 1000; the higher, the more the unlikely classes weigh.
         kind: the divergence.
         scale_by_temperature_squared: multiply by T^2.
 
@@ -57,7 +77,7 @@ def distillation_loss(
         A scalar.
 
     Raises:
-        DistillerError: the shapes differ, or the temperature is not above 0.
+        DistillerError: the shapes differ, or the temperature is out of its range.
 
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531).
     """
@@ -91,14 +111,13 @@ def softened_log_probabilities(logits: Tensor, temperature: float) -> Tensor:
     """log softmax(logits / T) over the classes, which are dimension 1; computed in float32 at least.
 
     Raises:
-        DistillerError: there are no two dimensions, or the temperature is not above 0.
+        DistillerError: there are no two dimensions, or the temperature is out of its range.
     """
     if logits.dim() < 2:
         raise DistillerError(
             f"distillation: logits must have the shape (batch, classes), got {tuple(logits.shape)}"
         )
-    if not 0 < temperature < math.inf:
-        raise DistillerError(f"distillation: temperature must be above 0, got {temperature}")
+    check_temperature("distillation: temperature", temperature)
     precise = logits if logits.dtype == torch.float64 else logits.float()
     return F.log_softmax(precise / temperature, dim=1)
 
@@ -111,7 +130,7 @@ def blended_log_probabilities(
     Args:
         teachers_logits: of each teacher, of one shape.
         weights: above 0; divided by their sum.
-        temperature: T > 0.
+        temperature: T, from 0.01 to 1000.
     """
     answers = [softened_log_probabilities(logits, temperature) for logits in teachers_logits]
     if len(answers) == 1:

@@ -22,6 +22,7 @@ from distiller.distillation.logits_cache import LogitsCache
 from distiller.distillation.losses import (
     LossKind,
     blended_log_probabilities,
+    check_temperature,
     divergence,
     teacher_label_loss,
 )
@@ -59,7 +60,7 @@ class KnowledgeDistillationPolicy(Policy):
     Args:
         student_model: the model in training.
         teacher_model: the network that teaches, or several `Teacher`; None: told later, by `learn_from`.
-        temperature: T, above 0.
+        temperature: T, from 0.01 to 1000.
         loss_weights: of the parts of the loss.
         loss: the divergence from the teachers' answers.
         scale_by_temperature_squared: multiply it by T^2.
@@ -297,8 +298,7 @@ class KnowledgeDistillationPolicy(Policy):
 
 
 def _check_numbers(temperature: float, weights: DistillationLossWeights, hints: Sequence[Hint]) -> None:
-    if not 0 < temperature < float("inf"):
-        raise DistillerError(f"temperature must be more than 0, got {temperature}")
+    check_temperature("temperature", temperature)
     for part, weight in weights._asdict().items():
         if not 0 <= weight < float("inf"):
             raise DistillerError(f"the weight '{part}' of distillation must be 0 or more, got {weight}")

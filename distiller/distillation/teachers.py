@@ -63,6 +63,9 @@ class Teachers:
         self.all = tuple(teachers)
         self._device: torch.device | None = None
         self._half = half
+        self._remedy = (
+            "let it compute in 32 bits (half: false, or no --kd-half)" if half else "give another teacher"
+        )
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -76,12 +79,23 @@ class Teachers:
 
     @torch.no_grad()
     def answers(self, *inputs: Any) -> Tensor:
-        """The logits of each teacher: (batch, teachers, classes, ...), in float32."""
+        """The logits of each teacher: (batch, teachers, classes, ...), in float32.
+
+        Raises:
+            DistillerError: they are no logits, or not finite; names the teacher.
+        """
         moved = self._moved(inputs)
         found = []
         for teacher in self.all:
             with evaluating(teacher.model):
-                found.append(final_logits(teacher.model(*moved), teacher.told).float())
+                logits = final_logits(teacher.model(*moved), teacher.told).float()
+            count = int((~logits.isfinite()).sum())
+            if count:
+                raise DistillerError(
+                    f"distillation: {teacher.told} answers with logits that are not finite, {count} of "
+                    f"{logits.numel()} are NaN or infinite; {self._remedy}"
+                )
+            found.append(logits)
         return torch.stack(found, dim=1)
 
     def answers_and_features(self, names: Sequence[str], *inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:

@@ -119,9 +119,10 @@ def factorize(
         masks: of the model; end where their weight does.
 
     Raises:
-        DistillerError: a name, rank or budget that cannot be, a layer that cannot be factored, or a model
-            that does not run factored. Nothing is changed.
+        DistillerError: a name, rank or budget that cannot be, a layer that cannot be factored, a model that
+            does not run factored, or an optimizer of another model. Nothing is changed.
     """
+    _refuse_foreign(optimizer, model)
     inputs = example_input(model, dummy_input)
     plans = plan_layers(
         model,
@@ -171,6 +172,18 @@ def recipe_of(plans: list[LayerPlan]) -> FactorizationRecipe:
         if plan.rank is not None
     )
     return FactorizationRecipe(done, tuple(plan.name for plan in plans if plan.rank is None))
+
+
+def _refuse_foreign(optimizer: Optimizer | None, model: nn.Module) -> None:
+    """See to it that an optimizer has parameters of the model: others may be frozen, and not in it."""
+    if optimizer is None:
+        return
+    ours = {id(param) for param in model.parameters()}
+    if not any(id(param) in ours for group in optimizer.param_groups for param in group["params"]):
+        raise UsageError(
+            "factorize: optimizer: has none of the model's parameters, and is of another model or of a copy; "
+            "give the one that trains this model, or none"
+        )
 
 
 def _report(plan: LayerPlan, weight: Tensor, module: nn.Module) -> LayerReport:

@@ -15,7 +15,13 @@ from distiller.epoch_window import EpochWindow
 from distiller.errors import DistillerError
 from distiller.factorization.factorize import FactorizationReport, factorize, recipe_of
 from distiller.factorization.input_moments import InputMoments
-from distiller.factorization.planning import AboveBreakEven, example_input, plan_without_weights
+from distiller.factorization.planning import (
+    AboveBreakEven,
+    check_budgets,
+    check_share,
+    example_input,
+    plan_without_weights,
+)
 from distiller.factorization.replacement import (
     apply_factorization,
     copied,
@@ -37,13 +43,8 @@ _LOG = logging.getLogger(__name__)
 _MOST_BATCHES = 10**6
 
 
-def _share(value: float) -> None:
-    if not 0 < value < 1:
-        raise DistillerError(f"must be more than 0 and less than 1, got {value}")
-
-
 _SOME_LAYERS = some_named("layer name or pattern")
-_Share = Annotated[float, Checked(_share, {"exclusiveMinimum": 0, "exclusiveMaximum": 1})]
+_Share = Annotated[float, Checked(check_share, {"exclusiveMinimum": 0, "exclusiveMaximum": 1})]
 
 
 @EXTENSIONS.register
@@ -88,11 +89,7 @@ class LowRankFactorization(LayerReplacer):
         above_break_even: AboveBreakEven = "keep",
         calibration_batches: Annotated[int, checked_whole_number(1, _MOST_BATCHES)] = 32,
     ) -> None:
-        if parameters is not None and macs is not None:
-            raise DistillerError("both 'parameters' and 'macs' given; give one")
-        for budget in (parameters, macs):
-            if budget is not None:
-                _share(budget)
+        check_budgets(parameters, macs)
         check_whole_number("calibration_batches", calibration_batches, least=1, most=_MOST_BATCHES)
         self.name = name
         self.layers: Mapping[str, Mapping[str, Any]] = layers or {"*": {}}

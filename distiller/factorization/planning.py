@@ -33,6 +33,8 @@ from distiller.names import named_modules, named_parameters, unwrap
 __all__ = [
     "AboveBreakEven",
     "LayerPlan",
+    "check_budgets",
+    "check_share",
     "cost_of",
     "example_input",
     "layer_shapes",
@@ -40,6 +42,7 @@ __all__ = [
     "plan_layers",
     "plan_without_weights",
     "rank_text",
+    "ranks_within",
     "total_macs_of",
     "total_parameters_of",
 ]
@@ -97,8 +100,7 @@ def plan_layers(
     Raises:
         DistillerError: as `factorize`.
     """
-    if parameters is not None and macs is not None:
-        raise UsageError("both 'parameters' and 'macs' given; give one")
+    check_budgets(parameters, macs)
     settings = layers_of(model, layers)
     shapes = layer_shapes(model, list(settings), dummy_input)
     weights = {name: masked_weight(model, name, masks) if has_weights else None for name in settings}
@@ -131,15 +133,68 @@ def plan_layers(
         total = total_macs_of(model, dummy_input) if cost == "macs" else total_parameters_of(model)
         fixed = sum(getattr(shapes[name], cost) - cost_of(plan, cost) for name, plan in plans.items())
         others = total - fixed - sum(getattr(shapes[name], cost) for name in open_)
-        try:
-            chosen = ranks_for_budget(open_, cost, int(fraction * total) - others)
-        except UsageError as error:
-            raise UsageError(f"{cost} {fraction}: of {total:,}: {error}") from error
+        chosen = ranks_within(open_, cost, fraction, total, others)
         for name, point in chosen.items():
             reason = "" if point.rank is not None else "the budget is met without it"
             own = settings[name]
             plans[name] = LayerPlan(name, own.form, shapes[name], point.rank, None, own.whitened, reason)
     return [plans[name] for name in settings]
+
+
+def check_budgets(parameters: float | None, macs: float | None) -> None:
+    """Refuse budgets that cannot be.
+
+    Args:
+        parameters: as in `factorize`.
+        macs: likewise.
+
+    Raises:
+        UsageError: both are given, or one is not more than 0 and less than 1.
+    """
+    if parameters is not None and macs is not None:
+        raise UsageError("both 'parameters' and 'macs' given; give one")
+    for argument, budget in (("parameters", parameters), ("macs", macs)):
+        if budget is not None:
+            check_share(budget, argument)
+
+
+def check_share(value: float, argument: str = "") -> None:
+    """Refuse what is no fraction of a model that a smaller one can have.
+
+    Raises:
+        UsageError: it is not more than 0 and less than 1.
+    """
+    if not 0 < value < 1:
+        raise UsageError(f"{argument} must be more than 0 and less than 1, got {value}".lstrip())
+
+
+def ranks_within(
+    points: Mapping[str, list[RankPoint]], cost: Cost, fraction: float, total: int, others: int
+) -> dict[str, RankPoint]:
+    """`ranks_for_budget`, of a whole model.
+
+    Args:
+        points: by layer, what it may become.
+        cost: what is counted.
+        fraction: of the whole model that is to be left.
+        total: what the model costs.
+        others: what all else than these layers costs.
+
+    Raises:
+        UsageError: the fraction is too small.
+    """
+    budget = int(fraction * total)
+    told = f"{cost} {fraction}: of {total:,}"
+    if others >= budget:
+        what = "MACs" if cost == "macs" else cost
+        raise UsageError(
+            f"{told}: the rest of the model has {others:,} {what} by itself, which leaves none of the "
+            f"{budget:,} for these layers; give more than {others / total:.4f}, or name more layers"
+        )
+    try:
+        return ranks_for_budget(points, cost, budget - others)
+    except UsageError as error:
+        raise UsageError(f"{told}: {error}") from error
 
 
 def plan_without_weights(

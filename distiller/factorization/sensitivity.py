@@ -15,8 +15,8 @@ from torch import nn
 
 from distiller.errors import UsageError
 from distiller.factorization.forms import LayerShape, Rank, candidate_ranks, plain_rank
-from distiller.factorization.planning import example_input, layer_shapes
-from distiller.factorization.ranks import Cost, RankPoint, ranks_for_budget
+from distiller.factorization.planning import check_budgets, example_input, layer_shapes, ranks_within
+from distiller.factorization.ranks import Cost, RankPoint
 from distiller.factorization.recipe import FactoredLayer, FactorizationRecipe
 from distiller.factorization.replacement import apply_factorization, copied
 from distiller.factorization.settings import LayerSettings, layers_of
@@ -101,6 +101,7 @@ def ranks_by_sensitivity(
     """
     if (parameters is None) == (macs is None):
         raise UsageError("sensitivity: a budget is wanted: give one of 'parameters' and 'macs'")
+    check_budgets(parameters, macs)
     inputs = example_input(model, dummy_input)
     points = measured_points(model, layers, evaluate, inputs, ranks_each)
     cost: Cost = "parameters" if parameters is not None else "macs"
@@ -112,7 +113,7 @@ def ranks_by_sensitivity(
     fraction = parameters if parameters is not None else macs
     assert fraction is not None
     others = total - sum(getattr(own[-1], cost) for own in points.values())
-    chosen = ranks_for_budget(points, cost, int(fraction * total) - others)
+    chosen = ranks_within(points, cost, fraction, total, others)
     forms = {name: own.form for name, own in layers_of(model, layers).items()}
     return {
         name: {"form": forms[name], "rank": plain_rank(point.rank)}

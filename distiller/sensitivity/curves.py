@@ -1,14 +1,15 @@
 """What a sensitivity sweep measures: points, and the curves they form.
 
-A *level* is how strongly one parameter is compressed; on the pruning axes it is the
-sparsity, a fraction 0..1.
+A *level* is how strongly one thing is compressed; on the pruning axes it is the sparsity, a
+fraction 0..1.
 Knows nothing about models, axes or files.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 _LEVEL_DIGITS = 10
@@ -28,16 +29,47 @@ class Score(NamedTuple):
     loss: float
 
 
-class SensitivityPoint(NamedTuple):
-    """The score of the model with one parameter compressed to one level."""
+@dataclass(frozen=True, slots=True)
+class SensitivityPoint:
+    """The score of the model with one thing compressed to one level.
 
+    Attributes:
+        axis: the name of the axis; "" where a file does not say it.
+        parameter: what is compressed, by canonical name.
+        level: how strongly.
+        score: percents first.
+        n: images that were looked at; None where it is not known, as the next two.
+        top1_correct: of these.
+        top5_correct: of these.
+        top1_low: the lower end of the 95 % interval of the top-1 accuracy on all test images, in percent;
+            None where all of them were looked at, as the next.
+        top1_high: the upper end.
+        removed: what the level really takes away, in words; "" where the level says it all.
+    """
+
+    axis: str
     parameter: str
     level: float
     score: Score
+    n: int | None = None
+    top1_correct: int | None = None
+    top5_correct: int | None = None
+    top1_low: float | None = None
+    top1_high: float | None = None
+    removed: str = ""
 
 
 Curves: TypeAlias = OrderedDict[str, OrderedDict[float, Score]]
-"""`{parameter: {level: (top1, top5, loss)}}`, parameters in the order of the model."""
+"""`{parameter: {level: (top1, top5, loss)}}` of one axis, parameters in the order of the model."""
+
+
+def curves_by_axis(points: Iterable[SensitivityPoint]) -> OrderedDict[str, Curves]:
+    """The curves of each axis, everything in the order of the points."""
+    found: OrderedDict[str, Curves] = OrderedDict()
+    for point in points:
+        curves = found.setdefault(point.axis, OrderedDict())
+        curves.setdefault(point.parameter, OrderedDict())[point.level] = point.score
+    return found
 
 
 def clean_level(level: float) -> float:

@@ -1,56 +1,81 @@
-"""Sensitivity curves as a picture: score against sparsity, one line per parameter.
+"""Pictures of a sweep, as PNG and SVG: one for each axis, and one of all axes together.
 
-Up to 12 parameters share one panel; more are spread over panels of up to 8, in the order of
-the model, every panel with all other curves in grey behind; beyond 64 they are the rows of a
-heat map. Within a panel the colours run with the depth, dark (first) to light (last).
-Knows nothing about how the scores were measured, and nothing of pyplot's global state.
+Equal points give equal files. Nothing of pyplot's global state is used.
+Knows nothing about how the scores were measured.
 """
 
 from __future__ import annotations
 
 import io
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from distiller.atomic_file import write_whole
-from distiller.errors import UsageError, did_you_mean
-from distiller.sensitivity.curves import Score, dense_score
+from distiller.errors import UsageError
+from distiller.sensitivity.curves import Score, SensitivityPoint
+from distiller.sensitivity.plot_curves import MOST_AS_LINES, draw_curves
+from distiller.sensitivity.plot_heat_map import draw_heat_map
+from distiller.sensitivity.plot_labels import dense_value, find_metric, level_scale
+from distiller.sensitivity.plot_overview import draw_overview
 from distiller.sensitivity.write_errors import reporting_failed_writes
 
-MOST_IN_ONE_PANEL = 12
-MOST_PER_SMALL_PANEL = 8
-MOST_AS_LINES = 64
+__all__ = ["overview_figure", "plot_points", "sensitivities_to_png", "sensitivity_figure"]
 
-_METRICS = {"top1": "Top-1 accuracy (%)", "top5": "Top-5 accuracy (%)", "loss": "Loss"}
-_SHORT_METRICS = {"top1": "top-1 {:.2f} %", "top5": "top-5 {:.2f} %", "loss": "loss {:.4g}"}
-_LINE_STYLES = ("-", "--", "-.", ":")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "d")  # one for each curve of a panel
-_CHANGES = {
-    "top1": "Drop of top-1 accuracy from {} (points)",
-    "top5": "Drop of top-5 accuracy from {} (points)",
-    "loss": "Rise of the loss from {}",
-}
-_X_LABEL = "Sparsity of the one pruned parameter (%)"
-_DENSE_COLOUR = "black"
-_BEHIND = "0.87"
-_SUFFIX = ".weight"
+_STEM = "sensitivity"
+_SUFFIXES = (".png", ".svg")
 
 
-@dataclass(frozen=True, slots=True)
-class _Curve:
-    name: str
-    sparsity: np.ndarray  # percent, ascending
-    score: np.ndarray
-    style: Mapping[str, object]
+def plot_points(
+    points: Iterable[SensitivityPoint],
+    folder: str | Path,
+    metric: str = "top1",
+    title: str = "Sensitivity",
+) -> list[Path]:
+    """Draw a sweep, everything as PNG and as SVG.
+
+    Of one axis that is `sensitivity.png` and `.svg`. Of several it is `sensitivity_AXIS.png` and `.svg` for
+    each (`:` becomes `-`), and `sensitivity.png` and `.svg` are an overview; there is none without a point of
+    the dense model.
+
+    Args:
+        points: of one axis or several.
+        folder: where the pictures go; each is written whole or not at all.
+        metric: what is drawn: `top1` or `top5` (percent), or `loss`; an overview is of top-1 then.
+        title: the first words of each title.
+
+    Returns:
+        The paths of the pictures, the overview first.
+
+    Raises:
+        UsageError: an unknown metric, or nothing to draw.
+        UnknownNameError: a point of an unknown axis.
+        SensitivityError: a file cannot be written.
+    """
+    points = list(points)
+    find_metric(metric)
+    by_axis: dict[str, list[SensitivityPoint]] = {}
+    for point in points:
+        by_axis.setdefault(point.axis, []).append(point)
+    for own in by_axis.values() or [points]:
+        _require_some(own)
+    accuracy = "top1" if metric == "loss" else metric
+    dense = {name: dense_value(points, find_metric(name)) for name in (metric, accuracy)}
+    figures = {}
+    if len(by_axis) > 1 and dense[accuracy] is not None:
+        figures[_STEM] = overview_figure(points, accuracy, title)
+    for axis, own in by_axis.items():
+        stem = _STEM if len(by_axis) == 1 else f"{_STEM}_{axis.replace(':', '-') or 'unknown'}"
+        heading = f"{title}: {axis}" if axis else title
+        figures[stem] = sensitivity_figure(own, metric, heading, dense[metric])
+    return [
+        _save(figure, Path(folder) / f"{stem}{suffix}")
+        for stem, figure in figures.items()
+        for suffix in _SUFFIXES
+    ]
 
 
 def sensitivities_to_png(
@@ -58,160 +83,122 @@ def sensitivities_to_png(
     fname: str | Path,
     metric: str = "top1",
     title: str = "Pruning sensitivity",
+    axis: str = "",
 ) -> Path:
-    """Draw `{parameter: {sparsity: (top1, top5, loss)}}`.
+    """Draw `{parameter: {level: (top1, top5, loss)}}`.
 
     (Distiller drew top-5 only, with the legend over the curves.)
 
     Args:
         sensitivities: what `perform_sensitivity_analysis` returns.
         fname: the picture, `.png` or `.svg`; written whole or not at all.
-        metric: what is drawn over sparsity: `top1` or `top5` (percent), or `loss`.
+        metric: what is drawn: `top1` or `top5` (percent), or `loss`.
         title: the title.
+        axis: that the levels are of; "": they are sparsities.
 
     Returns:
         The path of the picture.
 
     Raises:
-        UsageError: an unknown metric or suffix, or nothing to draw.
+        UsageError: an unknown metric or suffix, nothing to draw, or levels that are none of the axis.
+        UnknownNameError: an unknown axis.
         SensitivityError: the file cannot be written.
     """
     path = Path(fname)
-    if metric not in _METRICS:
-        raise UsageError(
-            f"sensitivity plot: unknown metric '{metric}', not one of {', '.join(_METRICS)}"
-            f"{did_you_mean(metric, _METRICS)}"
-        )
-    if path.suffix.lower() not in (".png", ".svg"):
+    find_metric(metric)
+    if path.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"sensitivity plot: the file must end in .png or .svg, got '{path.name}'")
-    if not any(sensitivities.values()):
-        raise UsageError("sensitivity plot: at least one point is needed, got none")
-    # Equal curves give an equal SVG: no random ids.
-    with matplotlib.rc_context({"svg.hashsalt": "sensitivity"}):
-        picture = _encode(sensitivity_figure(sensitivities, metric, title), path.suffix.lower())
-    with reporting_failed_writes(path):
-        write_whole(path, picture)
-    return path
+    points = [
+        SensitivityPoint(axis, name, level, Score(*score))
+        for name, curve in sensitivities.items()
+        for level, score in curve.items()
+    ]
+    _require_some(points)
+    if not axis:
+        _require_sparsities(points)
+    return _save(sensitivity_figure(points, metric, title, dense_value(points, find_metric(metric))), path)
 
 
 def sensitivity_figure(
-    sensitivities: Mapping[str, Mapping[float, tuple[float, float, float]]], metric: str, title: str
+    points: Sequence[SensitivityPoint], metric: str, title: str, dense: float | None
 ) -> Figure:
-    """The figure that `sensitivities_to_png` writes; arguments as there."""
-    column = Score._fields.index(metric)
-    reference = dense_score(sensitivities)
-    dense = None if reference is None else reference[column]
+    """The figure of one axis.
+
+    Args:
+        points: at least one, all of the same axis.
+        metric: as of `plot_points`.
+        title: the title.
+        dense: the metric of the uncompressed model, if known.
+    """
+    curves = _by_parameter(points)
+    draw = draw_heat_map if len(curves) > MOST_AS_LINES else draw_curves
+    figure = _figure(title)
+    draw(figure, curves, level_scale(points[0].axis), find_metric(metric), dense)
+    return figure
+
+
+def overview_figure(points: Sequence[SensitivityPoint], metric: str, title: str) -> Figure:
+    """The figure of all axes together.
+
+    Args:
+        points: the dense one among them.
+        metric: `top1` or `top5`.
+        title: the title.
+    """
+    found = find_metric(metric)
+    dense = dense_value(points, found)
+    assert dense is not None
+    by_axis = {
+        axis: _by_parameter([point for point in points if point.axis == axis])
+        for axis in dict.fromkeys(point.axis for point in points)
+    }
+    figure = _figure(title)
+    draw_overview(figure, by_axis, found, dense)
+    return figure
+
+
+def _by_parameter(points: Iterable[SensitivityPoint]) -> dict[str, list[SensitivityPoint]]:
+    curves: dict[str, list[SensitivityPoint]] = {}
+    for point in points:
+        curves.setdefault(point.parameter, []).append(point)
+    return curves
+
+
+def _require_some(points: Sequence[SensitivityPoint]) -> None:
+    """Refuse an axis without a point that can be drawn."""
+    if not points:
+        raise UsageError("sensitivity plot: at least one point is needed, got none")
+    axis = points[0].axis
+    if not level_scale(axis).ordered(point.level for point in points):
+        raise UsageError(
+            f"sensitivity plot: axis '{axis}': at least one point besides the dense one is needed"
+        )
+
+
+def _require_sparsities(points: Iterable[SensitivityPoint]) -> None:
+    for point in points:
+        if not 0 <= point.level <= 1:
+            raise UsageError(
+                f"sensitivity plot: '{point.parameter}': a sparsity 0..1 expected, got {point.level:g}; "
+                "say with 'axis' what the levels are"
+            )
+
+
+def _figure(title: str) -> Figure:
     figure = Figure(layout="constrained")
     FigureCanvasAgg(figure)
-    if len(sensitivities) > MOST_AS_LINES:
-        _draw_heat_map(figure, sensitivities, column, dense, metric)
-    else:
-        _draw_panels(figure, _curves(sensitivities, column), dense, metric)
     figure.suptitle(title, fontsize="x-large")
     return figure
 
 
-def _curves(
-    sensitivities: Mapping[str, Mapping[float, tuple[float, float, float]]], column: int
-) -> list[_Curve]:
-    per_panel = _per_panel(len(sensitivities))
-    colours = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.92, per_panel))
-    curves = []
-    for index, (name, points) in enumerate(sensitivities.items()):
-        levels = sorted(points)
-        place = index % per_panel
-        style = {
-            "color": colours[place],
-            "linestyle": _LINE_STYLES[place % len(_LINE_STYLES)],
-            "marker": _MARKERS[place],
-        }
-        scores = np.array([points[level][column] for level in levels], dtype=float)
-        curves.append(_Curve(_label(name), 100 * np.array(levels, dtype=float), scores, style))
-    return curves
-
-
-def _draw_panels(figure: Figure, curves: Sequence[_Curve], dense: float | None, metric: str) -> None:
-    per_panel = _per_panel(len(curves))
-    panels = math.ceil(len(curves) / per_panel)
-    columns = min(panels, 2)
-    rows = math.ceil(panels / columns)
-    figure.set_size_inches((9.5, 5.5) if panels == 1 else (7.5 * columns, 3.7 * rows + 0.6))
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for index, axes in enumerate(grid):
-        mine = curves[index * per_panel : (index + 1) * per_panel]
-        if not mine:
-            axes.remove()
-            continue
-        for curve in curves if panels > 1 else ():
-            axes.plot(curve.sparsity, curve.score, color=_BEHIND, linewidth=0.8, zorder=1)
-        for curve in mine:
-            axes.plot(
-                curve.sparsity, curve.score, label=curve.name, linewidth=1.4, markersize=4, **curve.style
-            )
-        _dress(axes, dense, metric)
-    figure.supxlabel(_X_LABEL)
-    figure.supylabel(_METRICS[metric])
-
-
-def _dress(axes: Axes, dense: float | None, metric: str) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if dense is not None:
-        line = axes.axhline(dense, color=_DENSE_COLOUR, linewidth=1.0, linestyle=(0, (1, 1)), zorder=2)
-        handles.insert(0, line)
-        labels.insert(0, f"dense: {_SHORT_METRICS[metric].format(dense)}")
-    axes.legend(
-        handles, labels, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, handlelength=3.2
-    )
-    axes.grid(visible=True, color="0.9", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelbottom=True, labelleft=True)
-
-
-def _draw_heat_map(
-    figure: Figure,
-    sensitivities: Mapping[str, Mapping[float, tuple[float, float, float]]],
-    column: int,
-    dense: float | None,
-    metric: str,
-) -> None:
-    levels = sorted({level for points in sensitivities.values() for level in points})
-    missing = (math.nan,) * len(Score._fields)
-    scores = np.array(
-        [[points.get(level, missing)[column] for level in levels] for points in sensitivities.values()]
-    )
-    sign = 1.0 if metric == "loss" else -1.0
-    reference = sign * min(sign * scores[np.isfinite(scores)], default=0.0) if dense is None else dense
-    change = np.maximum(sign * (scores - reference), 0.0)
-    change[~np.isfinite(change)] = math.nan  # left white
-    figure.set_size_inches(max(8.0, 3.5 + 0.33 * len(levels)), 1.8 + 0.17 * len(scores))
-    axes = figure.subplots()
-    # The square root spreads the small changes, which are what decides how far to prune.
-    norm = PowerNorm(0.5, vmin=0.0)
-    image = axes.imshow(change, aspect="auto", interpolation="nearest", cmap="viridis_r", norm=norm)
-    axes.set_yticks(range(len(scores)), [_label(name) for name in sensitivities], fontsize=7)
-    axes.set_xticks(range(len(levels)), [f"{100 * level:g}" for level in levels], fontsize=8)
-    axes.set_xlabel(_X_LABEL)
-    origin = "best" if dense is None else "dense"
-    axes.set_title(f"{origin}: {_SHORT_METRICS[metric].format(reference)}", fontsize="medium")
-    figure.colorbar(image, ax=axes, label=_CHANGES[metric].format(origin), aspect=40)
-
-
-def _per_panel(count: int) -> int:
-    """How many curves a panel takes: spread evenly over one panel, or over rows of two."""
-    if count <= MOST_IN_ONE_PANEL:
-        return count
-    rows = math.ceil(count / (2 * MOST_PER_SMALL_PANEL))
-    return math.ceil(count / (2 * rows))
-
-
-def _label(name: str) -> str:
-    return name.removesuffix(_SUFFIX)
-
-
-def _encode(figure: Figure, suffix: str) -> bytes:
+def _save(figure: Figure, path: Path) -> Path:
     buffer = io.BytesIO()
-    if suffix == ".svg":
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    if path.suffix.lower() == ".svg":
+        # Neither a date nor random ids.
+        with matplotlib.rc_context({"svg.hashsalt": _STEM}):
+            figure.savefig(buffer, format="svg", metadata={"Date": None})
     else:
         figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+    with reporting_failed_writes(path):
+        write_whole(path, buffer.getvalue())
+    return path

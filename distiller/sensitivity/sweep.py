@@ -1,69 +1,230 @@
-"""A sweep into a folder, which a killed run resumes: the engine and the log put together.
+"""A sweep into a folder, which a killed run resumes: units, blocks and files put together.
 
-Knows nothing about data; `test_func` does.
+    for each block of images, in order:
+        run the dense model and all points that are not known yet
+        put the counts on disk
+        with an error: after a look, points whose drop is known are finished
+
+Knows nothing about where images come from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
-from distiller.sensitivity.axes import find_axis
-from distiller.sensitivity.curves import Curves, SensitivityPoint, clean_level
-from distiller.sensitivity.engine import TestFunction, applicable_parameters, sensitivity_points
-from distiller.sensitivity.log import SensitivityLog, SweepSettings, weights_fingerprint
+from distiller.errors import UsageError
+from distiller.evaluation_mode import buffers_kept, evaluating
+from distiller.sensitivity.axes import AxisContext, find_axis
+from distiller.sensitivity.block_engine import EngineSettings
+from distiller.sensitivity.block_pool import BlockPool, BlockTask
+from distiller.sensitivity.curves import SensitivityPoint, clean_level
+from distiller.sensitivity.fingerprint import weights_fingerprint
+from distiller.sensitivity.folder import SweepFolder, SweepSettings, SweptAxis
+from distiller.sensitivity.standings import Standings
+from distiller.sensitivity.sweep_data import SweepData, block_count
+from distiller.sensitivity.tuning import choose_settings, traced_program
+from distiller.sensitivity.variants import Unit
+
+_LOG = logging.getLogger(__name__)
+_SOON = 30.0
+"""Seconds; several processes take some to start."""
+
+
+@dataclass(frozen=True, slots=True)
+class AxisRequest:
+    """What is swept along one axis.
+
+    Attributes:
+        axis: its name.
+        levels: in any order; default the axis's own. The dense level is always measured.
+        parameters: names or patterns; those that the axis is not meant for are passed over.
+    """
+
+    axis: str
+    levels: tuple[float, ...] | None = None
+    parameters: tuple[str, ...] = ("*",)
+
+
+@dataclass(frozen=True, slots=True)
+class SweepProgress:
+    """Where a sweep stands.
+
+    Attributes:
+        blocks: that are done, those of earlier runs included.
+        of_blocks: in all.
+        new_blocks: that were done in this run.
+        points: that are finished.
+        of_points: in all.
+    """
+
+    blocks: int
+    of_blocks: int
+    new_blocks: int
+    points: int
+    of_points: int
 
 
 def sensitivity_sweep(
     model: nn.Module,
-    axis_name: str,
-    levels: Sequence[float],
-    test_func: TestFunction,
+    axes: Sequence[AxisRequest],
+    data: SweepData,
     folder: str | Path,
-    test_images: int | str,
-    net_params: Iterable[str] = ("*",),
-    on_point: Callable[[SensitivityPoint, int, int], None] | None = None,
-) -> Curves:
+    *,
+    context: AxisContext | None = None,
+    error: float | None = None,
+    fast: bool = False,
+    jobs: int | None = 1,
+    on_progress: Callable[[SweepProgress], None] | None = None,
+) -> list[SensitivityPoint]:
     """Sweep into `folder/sensitivity.csv`, going on where an earlier run was killed.
 
-    The dense point (level 0) is always measured, once, so that the curves have a reference.
+    Every point is the same as that of a full evaluation of its variant (`perform_sensitivity_analysis`): same
+    top-1 and top-5, the loss within rounding. With an `error` a point takes the images that it needs, and has
+    an interval.
 
     Args:
-        model: the dense model; it comes back unchanged.
-        axis_name: `element`, `filter` or `channel`.
-        levels: as from `sparsity_levels`.
-        test_func: called as `test_func(model=model)`; returns (top1, top5, loss), percents first.
+        model: the dense model; takes one batch of images, returns logits. It comes back unchanged.
+        axes: what is swept; all of them share the runs of the dense model.
+        data: the test images; in a random order where there is an `error` (`random_order`).
         folder: where the CSV and its settings go; made when missing.
-        test_images: the images that `test_func` looks at: how many, or a text that identifies them.
-        net_params: names or patterns; those that the axis does not apply to are passed over.
-        on_point: called after every point measured now, with the point, how many are finished
-            (those of an earlier run included), and how many there are in all.
+        context: what some axes have to know besides; default an image as input, where that is needed.
+        error: a point is finished as soon as its drop of top-1 against the dense model is known, with 95 %
+            confidence, to within so many points or a tenth of it; None: all images are looked at.
+        fast: allow arithmetic (bfloat16) that may change rare decisions, where it is faster; how many of the
+            dense model's it changed is logged.
+        jobs: processes that share the work; None: one for each thread where the sweep takes longer than it
+            takes to start them.
+        on_progress: called after every block.
 
     Returns:
-        `{parameter: {level: (top1, top5, loss)}}`, as `perform_sensitivity_analysis`.
+        The points, axis by axis, the dense one of each parameter first.
 
     Raises:
         UnknownNameError: an unknown axis, or a name that matches nothing.
-        UsageError: the axis applies to none of the parameters.
-        SensitivityError: the folder holds another sweep, or cannot be written.
+        UsageError: an axis is meant for none of the parameters, is there twice, or something is out of range.
+        SensitivityError: the folder holds another sweep, or cannot be written; a process died.
     """
-    axis = find_axis(axis_name)
+    if context is None:
+        images, _ = next(data.blocks([0]))
+        context = AxisContext(dummy_input=images[:1])
+    units = sweep_units(model, axes, context)
+    standings = Standings(units, data.num_samples, data.batch_size, error)
     settings = SweepSettings(
-        axis=axis.name,
-        levels=tuple(dict.fromkeys((0.0, *map(clean_level, levels)))),
-        parameters=applicable_parameters(model, axis, net_params),
+        axes=tuple(_swept(axis.axis, units) for axis in axes),
         weights=weights_fingerprint(model),
-        test_images=test_images,
+        test_images=data.identity,
+        batch_size=data.batch_size,
+        error=error,
+        fast=fast,
+        context={"block": context.block, "activation_ranges": context.activation_ranges},
     )
-    total = len(settings.parameters) * len(settings.levels)
-    with SensitivityLog(folder, settings) as log:
-        points = sensitivity_points(
-            model, settings.parameters, settings.levels, test_func, axis, dict(log.finished)
+    with SweepFolder(folder, settings) as files:
+        finished = files.finished()
+        if finished is not None:
+            return finished
+        engine = files.engine or _chosen(model, units, data, files, fast)
+        todo = [index for index in range(block_count(data)) if index not in files.blocks]
+        for index in sorted(files.blocks):
+            standings.add(index, files.blocks[index])
+        if jobs is None:
+            jobs = _paying_jobs(model, data, standings.count * len(todo))
+        with BlockPool(model, units, engine, min(jobs, max(1, len(todo)))) as pool:
+            done = pool.run(_tasks(data, todo, standings))
+            for number, (index, scores) in enumerate(done, start=1):
+                files.append(index, scores)
+                if standings.add(index, scores):
+                    files.write(standings.points(finished_only=True))
+                if on_progress is not None:
+                    blocks = block_count(data)
+                    left = len(todo) - number
+                    on_progress(
+                        SweepProgress(blocks - left, blocks, number, standings.finished, standings.count)
+                    )
+        if fast:
+            _tell_flips(engine, standings.flipped, data.num_samples)
+        points = standings.points()
+        files.complete(points)
+        return points
+
+
+def sweep_units(model: nn.Module, axes: Iterable[AxisRequest], context: AxisContext) -> list[Unit]:
+    """The units of all axes, in their order.
+
+    Raises:
+        UnknownNameError, UsageError: as `sensitivity_sweep`.
+    """
+    units: list[Unit] = []
+    for request in axes:
+        axis = find_axis(request.axis)
+        if any(unit.axis == axis.name for unit in units):
+            raise UsageError(f"sensitivity: axis '{axis.name}' is there twice; name it once")
+        levels = axis.default_levels(context) if request.levels is None else request.levels
+        found = axis.units(model, request.parameters, levels, context)
+        if not found[0].levels:
+            raise UsageError(
+                f"sensitivity: axis '{axis.name}' has no level to measure but the dense one, "
+                f"{axis.dense_level:g}; give others"
+            )
+        units += found
+    if not units:
+        raise UsageError("sensitivity: no axis to sweep along; give one")
+    return units
+
+
+def _swept(name: str, units: Sequence[Unit]) -> SweptAxis:
+    axis = find_axis(name)
+    own = [unit for unit in units if unit.axis == axis.name]
+    levels = (axis.dense_level, *(clean_level(level) for level in own[0].levels))
+    return SweptAxis(axis.name, levels, tuple(unit.parameter for unit in own))
+
+
+def _chosen(
+    model: nn.Module, units: Sequence[Unit], data: SweepData, files: SweepFolder, fast: bool
+) -> EngineSettings:
+    """How blocks are run, from the first of them."""
+    images, _ = next(data.blocks([0]))
+    with evaluating(model), buffers_kept(model):
+        program, reason = traced_program(model, images)
+        if program is None:
+            engine = EngineSettings(len(images), whole=dict.fromkeys(range(len(units)), reason))
+        else:
+            engine = choose_settings(model, program, units, images, fast=fast)
+    for place, why in engine.whole.items():
+        unit = units[place]
+        _LOG.warning(
+            "%s, %s: run as a whole for every level, which takes longer: %s", unit.axis, unit.parameter, why
         )
-        for point in points:
-            log.append(point)
-            if on_point is not None:
-                on_point(point, len(log.finished), total)
-        return log.complete()
+    files.choose(engine)
+    return engine
+
+
+def _paying_jobs(model: nn.Module, data: SweepData, evaluations: int) -> int:
+    """One process for each thread, or one where all of it is soon done; `evaluations` of one block each."""
+    images, _ = next(data.blocks([0]))
+    if images.device.type != "cpu":
+        return 1
+    with evaluating(model), buffers_kept(model), torch.inference_mode():
+        model(images[:1])
+        begin = time.perf_counter()
+        model(images)
+        seconds = time.perf_counter() - begin
+    return 1 if seconds * evaluations < _SOON else torch.get_num_threads()
+
+
+def _tasks(data: SweepData, todo: Sequence[int], standings: Standings) -> Iterator[BlockTask]:
+    for index, (images, labels) in zip(todo, data.blocks(todo), strict=True):
+        yield BlockTask(index, images, labels, standings.active())
+
+
+def _tell_flips(engine: EngineSettings, flipped: int, images: int) -> None:
+    if engine.bfloat16:
+        _LOG.warning("fast: in bfloat16 the dense model answers %d of %d images otherwise", flipped, images)
+    else:
+        _LOG.warning("fast: bfloat16 is not faster on this machine and was not used; every decision is exact")

@@ -96,9 +96,17 @@ def _check(settings: Mapping[str, float], choices: tuple[tuple[str, str], ...], 
 
 
 def _schema(*choices: tuple[str, str]) -> dict[str, object]:
-    either = [{"required": list(keys), "minProperties": 2, "maxProperties": 2} for keys in choices]
-    numbers = {"type": "number", "exclusiveMinimum": 0, "maximum": LARGEST}
-    return {"anyOf": either, "additionalProperties": numbers}
+    number = {"type": "number", "exclusiveMinimum": 0, "maximum": LARGEST}
+    either = [
+        {
+            "type": "object",
+            "properties": dict.fromkeys(keys, number),
+            "required": list(keys),
+            "additionalProperties": False,
+        }
+        for keys in choices
+    ]
+    return {"anyOf": either}
 
 
 GAMMA_SETTINGS = Checked(GammaPrior.of, _schema(_BY_SHAPE, _BY_MOMENTS))

@@ -7,7 +7,7 @@ Knows nothing about data or files.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -144,6 +144,18 @@ class QuantizeToMixture(Policy):
             resolve_all(self._asked, dict(named_parameters(model))) if self._asked else default_weights(model)
         )
 
+    def chosen(self, model: nn.Module, policies: Iterable[Policy]) -> tuple[str, ...]:
+        """The names of the parameters that it quantizes, in a schedule of these policies.
+
+        Args:
+            model: of the policy's epochs.
+            policies: of the schedule; those that learn mixtures say what is quantized where no names were
+                given.
+        """
+        if self._asked is not None:
+            return self._asked
+        return tuple(_learners(policies)) or default_weights(model)
+
     def on_minibatch_begin(self, ctx: StepContext) -> None:
         """Before the first mini-batch, quantize."""
         if ctx.minibatch == 0 and not self.shared:
@@ -223,9 +235,7 @@ class QuantizeToMixture(Policy):
 
     def _mixtures(self, ctx: StepContext) -> list[tuple[Mixture, tuple[str, ...]]]:
         """Mixtures, and the parameters that each is of."""
-        learners = [policy for policy in ctx.policies if isinstance(policy, SoftWeightSharing)]
-        learned = {name: learner for learner in learners for name in learner.param_names}
-        names = self._asked if self._asked is not None else tuple(learned) or default_weights(ctx.model)
+        learned, names = _learners(ctx.policies), self.chosen(ctx.model, ctx.policies)
         found: list[tuple[Mixture, list[str]]] = []
         for name in names:
             if name not in learned:
@@ -246,3 +256,9 @@ class QuantizeToMixture(Policy):
                 (mixture_of_weights({name: params[name] for name in left}, self._components), list(left))
             )
         return [(mixture, tuple(names)) for mixture, names in found]
+
+
+def _learners(policies: Iterable[Policy]) -> dict[str, SoftWeightSharing]:
+    """By parameter, who learns its mixture."""
+    learners = (policy for policy in policies if isinstance(policy, SoftWeightSharing))
+    return {name: learner for learner in learners for name in learner.param_names}

@@ -383,3 +383,17 @@ def test_an_untrained_model_is_no_training_to_go_on_with(flags, open_run):
     again, _ = trained(flags, open_run, "--epochs 1 --reset-optimizer --resume-from", untrained)
     first, second = read_checkpoint(file).state_dict, read_checkpoint(again).state_dict
     assert all(torch.equal(value, second[name]) for name, value in first.items())  # the same training
+
+
+def test_an_epoch_that_would_end_with_one_image_is_refused_before_it_begins(flags, open_run):
+    """A batch norm over maps of 1x1 failed there, after an epoch of training, with a traceback."""
+    args = flags("--epochs 1")
+    args.arch, args.dataset, args.batch_size, args.seed = "resnet18", "synthetic", 8, 1
+    args.effective_train_size, args.effective_valid_size, args.effective_test_size = 0.002, 0.01, 0.01
+    training = ClassifierTraining(ClassifierCompressor(args, open_run))
+    loader = training.compressor.data.train
+    assert loader is not None
+    assert loader.num_samples % 8 == 1
+    with pytest.raises(UsageError, match="training: a mini-batch of one image is left over"):
+        training.run()
+    assert open_run.calls == 0

@@ -111,6 +111,54 @@ def test_two_distillations_at_once(flags, teacher, tmp_path):
         ClassifierTraining(ClassifierCompressor(flags(f"--epochs 2 --compress {file} {TEACHER}", teacher)))
 
 
+def test_a_run_that_goes_on_without_its_teacher_says_so(flags, open_run, teacher, caplog):
+    ClassifierTraining(ClassifierCompressor(flags(f"--epochs 1 {TEACHER}", teacher), open_run)).run()
+    left = open_run.folder / "checkpoint.pth.tar"
+    caplog.clear()
+    ClassifierTraining(ClassifierCompressor(flags(f"--epochs 2 --resume-from {left}")))
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        f"{left}: its run learned from a teacher, given with --kd-teacher, and none is given now: training goes "
+        "on from the labels alone. Give the --kd-* flags of that run to go on as it began"
+    ]
+    caplog.clear()
+    for flag in ("--reset-optimizer --resume-from", "--exp-load-weights-from"):
+        ClassifierTraining(ClassifierCompressor(flags(f"--epochs 2 {flag} {left}")))
+    assert "teacher" not in caplog.text
+
+
+def test_a_run_with_a_schedule_does_not_go_on_without_its_teacher(flags, open_run, teacher, tmp_path, caplog):
+    file = tmp_path / "s.yaml"
+    file.write_text(
+        "regularizers:\n  r: {class: L1Regularizer, reg_regims: {fc1.weight: 0.01}}\n"
+        "policies:\n  - {regularizer: {instance_name: r}, epochs: [0]}\n"
+    )
+    args = flags(f"--epochs 1 --compress {file} {TEACHER}", teacher)
+    ClassifierTraining(ClassifierCompressor(args, open_run)).run()
+    left = open_run.folder / "checkpoint.pth.tar"
+    with pytest.raises(UsageError) as error:
+        ClassifierTraining(ClassifierCompressor(flags(f"--epochs 2 --compress {file} --resume-from {left}")))
+    assert str(error.value) == (
+        f"{left}: its run learned from a teacher, given with --kd-teacher, and none is given now; give the "
+        "--kd-* flags of that run, or start anew from its weights with --exp-load-weights-from or "
+        "--reset-optimizer"
+    )
+    caplog.clear()
+    ClassifierTraining(ClassifierCompressor(flags(f"--epochs 2 --resume-from {left}")))
+    assert "learned from a teacher" in caplog.text
+    assert (
+        "no --compress: the checkpoint's masks stay in force, its schedule does not go on" in caplog.messages
+    )
+
+
+def test_a_flag_at_its_default_beside_a_schedule_that_says_how_to_distil(flags, teacher, awaiting):
+    """It was ignored in silence once: the schedule's temperature is 3."""
+    args = flags(f"--epochs 2 --kd-temp 1 --compress {awaiting} {TEACHER}", teacher)
+    with pytest.raises(
+        UsageError, match="--kd-temperature: 'extension kd' of the schedule says how to distil"
+    ):
+        ClassifierTraining(ClassifierCompressor(args))
+
+
 def test_another_teacher_on_resuming_is_refused(flags, open_run, teacher, tmp_path):
     ClassifierTraining(ClassifierCompressor(flags(f"--epochs 1 {TEACHER}", teacher), open_run)).run()
     left = open_run.folder / "checkpoint.pth.tar"

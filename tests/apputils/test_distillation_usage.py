@@ -10,7 +10,7 @@ from distiller.errors import UsageError
 
 def check(argv: str) -> None:
     parser = make_parser()
-    check_usage(parser.parse_args(argv.split()), parser.parse_args([]))
+    check_usage(parser.parse_args(argv.split()))
 
 
 TEACHER = "--kd-teacher lenet5 --kd-resume c "
@@ -21,6 +21,8 @@ TEACHER = "--kd-teacher lenet5 --kd-resume c "
     [
         ("--kd-resume c", "--kd-resume: goes with --kd-teacher"),
         ("--kd-temp 4", "--kd-temperature: goes with --kd-teacher"),
+        ("--kd-temp 1", "--kd-temperature: goes with --kd-teacher"),  # its default: it was ignored once
+        ("--kd-dw 0.5", "--kd-distill-wt: goes with --kd-teacher"),
         ("--kd-no-labels", "--kd-no-labels: goes with --kd-teacher"),
         ("--kd-start-epoch 3", "--kd-start-epoch: goes with --kd-teacher"),
         ("--kd-chain a,b", "--kd-chain: goes with --kd-teacher"),
@@ -28,6 +30,8 @@ TEACHER = "--kd-teacher lenet5 --kd-resume c "
             "--kd-teacher lenet5",
             "--kd-teacher: needs the teacher's weights, give --kd-resume CHECKPOINT or --kd-pretrained",
         ),
+        (TEACHER + "--kd-temp 1e-30", "--kd-temperature: must be a number from 0.01 to 1000, got 1e-30"),
+        (TEACHER + "--kd-temp nan", "--kd-temperature: must be a number from 0.01 to 1000, got nan"),
         (TEACHER + "--kd-pretrained", "--kd-resume and --kd-pretrained: give one of them"),
         (TEACHER + "-e", "--kd-teacher: only when training"),
         (TEACHER + "--sense element", "--kd-teacher: only when training"),
@@ -93,3 +97,8 @@ def test_the_settings_that_were_given():
         "--kd-temperature",
         "--kd-student-wt",
     ]
+
+
+def test_a_setting_at_its_default_was_given_too():
+    args = make_parser().parse_args([*TEACHER.split(), "--kd-temp", "1"])
+    assert given_settings(args) == ["--kd-temperature"]

@@ -79,3 +79,16 @@ def test_a_damaged_history_is_refused(tiny_cnn, tmp_path):
     torch.save(document, path)
     with pytest.raises(CheckpointError, match="damaged"):
         plot_mixture(tmp_path)
+
+
+def test_a_file_in_the_place_of_the_run_folder_is_refused(tiny_cnn, tmp_path):
+    """Of a checkpoint it was said that there is no checkpoint in it."""
+    remedy = (
+        "give the run folder of a training with SoftWeightSharing, with the *checkpoint.pth.tar in it that the "
+        "training ended with"
+    )
+    file = finish(tiny_cnn, tmp_path)
+    for path, what in ((file, "is a file"), (tmp_path / "none", "there is no such folder")):
+        with pytest.raises(UsageError) as refusal:
+            plot_mixture(path)
+        assert str(refusal.value) == f"--plot-mixture {path}: {what}; {remedy}"

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from distiller.apputils.training_loop import evaluate, train_epoch
-from distiller.errors import DivergenceError
+from distiller.errors import DivergenceError, UsageError
 from distiller.interfaces import LossComponent, Policy, PolicyLoss
 from distiller.policy import PruningPolicy
 from distiller.scheduler import CompressionScheduler
@@ -169,3 +169,45 @@ def test_auxiliary_classifiers_weigh_in_as_in_their_papers(tiny_loader):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     result = train_epoch(model, tiny_loader, optimizer, CompressionScheduler(model), 0)
     assert result.loss == pytest.approx(loss + 0.3 * uniform, rel=1e-5)
+
+
+LEFT_OVER = (
+    "training: a mini-batch of one image is left over at the end of an epoch (or is asked for), of which a batch "
+    "norm over maps of 1x1 sees a single value for each channel, that has no variance; give another --batch-size, "
+    "or --effective-train-size"
+)
+
+
+class Pooled(nn.Sequential):
+    """Has a batch norm over maps of 1x1."""
+
+    def __init__(self):
+        pool, norm = nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(1)
+        super().__init__(pool, norm, nn.Dropout(0.5), nn.Flatten(), nn.Linear(1, 2))
+
+
+class Images(list):
+    def set_epoch(self, epoch):
+        pass
+
+
+def test_a_batch_norm_that_sees_a_single_value_is_explained():
+    """It was torch's ValueError, as a traceback."""
+    model = Pooled()
+    scheduler = CompressionScheduler(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batches = Images((torch.randn(n, 1, 4, 4), torch.zeros(n, dtype=torch.long)) for n in (3, 1))
+    with pytest.raises(UsageError) as error:
+        train_epoch(model, batches, optimizer, scheduler, 0)
+    assert str(error.value) == LEFT_OVER
+
+
+def test_other_errors_of_a_model_are_its_own():
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise ValueError("mine")
+
+    batches = Images([(torch.zeros(1, 1, 4, 4), torch.zeros(1, dtype=torch.long))])
+    model = nn.Sequential(Broken(), nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="^mine$"):
+        train_epoch(model, batches, torch.optim.SGD(model.parameters()), CompressionScheduler(model), 0)

@@ -11,7 +11,7 @@ from distiller.errors import UsageError
 
 def check(argv: str) -> None:
     parser = make_parser()
-    check_usage(parser.parse_args(argv.split()), parser.parse_args([]))
+    check_usage(parser.parse_args(argv.split()))
 
 
 PRETRAINED = "--pretrained: not together with --resume-from or --exp-load-weights-from"
@@ -33,6 +33,10 @@ N_STDS = "--qe-clip-n-stds: only with --qe-clip-acts n_std"
         ("--device cuda --cpu", "--device: not together with --cpu or --gpus"),
         ("--device cuda --gpus 0", "--device: not together with --cpu or --gpus"),
         ("--optimizer adam --momentum 0.5", "--momentum: of --optimizer sgd only"),
+        ("--optimizer adam --momentum 0.9", "--momentum: of --optimizer sgd only"),  # its default
+        ("--qe-bits-acts 8", f"--qe-bits-acts: {QUANTIZES}"),
+        ("-e --num-best-scores 1", "--num-best-scores: only when training"),
+        ("--sense-range 0 0.95 0.05", "--sense-range: goes with --sense"),
         ("--dataset digits -e /tmp", "digits needs no DATASET_DIR; /tmp is not read, leave it out"),
         ("--dataset synthetic data", "synthetic needs no DATASET_DIR; data is not read, leave it out"),
         ("--dataset digits --download", "--download: digits is there without, leave it out"),
@@ -316,7 +320,7 @@ def test_flags_that_go_together(argv):
 def test_flags_beside_a_configuration_of_quantization_are_warned_of():
     parser = make_parser()
     command = "-e --qe --qe-config-file q --qe-bits-wts 2 --qe-no-clip-layers fc"
-    assert check_usage(parser.parse_args(command.split()), parser.parse_args([])) == [
+    assert check_usage(parser.parse_args(command.split())) == [
         "--qe-config-file: the file says it all, ignored are --qe-bits-wts, --qe-no-clip-layers"
     ]
 

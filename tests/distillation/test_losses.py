@@ -154,7 +154,7 @@ def test_answers_at_several_places_are_averaged():
         ),
         (
             lambda: distillation_loss(torch.zeros(2, 3), torch.zeros(2, 3), 0.0),
-            "distillation: temperature must be above 0, got 0.0",
+            "distillation: temperature must be a number from 0.01 to 1000, got 0.0",
         ),
         (
             lambda: divergence(torch.zeros(2, 3), torch.zeros(3, 3), 1.0),

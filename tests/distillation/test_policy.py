@@ -463,8 +463,8 @@ def test_a_student_does_not_teach_itself(student):
 @pytest.mark.parametrize(
     "settings, told",
     [
-        ({"temperature": 0}, "temperature must be more than 0, got 0"),
-        ({"temperature": float("nan")}, "temperature must be more than 0, got nan"),
+        ({"temperature": 0}, "temperature must be a number from 0.01 to 1000, got 0"),
+        ({"temperature": float("nan")}, "temperature must be a number from 0.01 to 1000, got nan"),
         (
             {"loss_weights": Weights(-1.0, 0.5)},
             "the weight 'distill' of distillation must be 0 or more, got -1.0",

@@ -123,3 +123,25 @@ def test_other_outputs_are_refused(output, got):
         "distillation: the student must answer with logits (a tensor, a list of exits, or a tuple with a field "
         f"'logits'), got {got}"
     )
+
+
+class Masking(nn.Module):
+    """Says that a class cannot be."""
+
+    def forward(self, x):
+        return torch.full((len(x), 3), 0.5).index_fill(1, torch.tensor([1]), -torch.inf)
+
+
+@pytest.mark.parametrize(
+    "half, remedy",
+    [(False, "give another teacher"), (True, "let it compute in 32 bits (half: false, or no --kd-half)")],
+)
+def test_answers_that_are_not_finite_are_refused_by_the_name_of_the_teacher(tiny_cnn, half, remedy):
+    """Of a logit of -inf the loss was NaN, whatever the student answered."""
+    teachers = Teachers([Teacher(Masking(), 1, "teacher 'm'")], half)
+    with pytest.raises(DistillerError) as error:
+        teachers.answers(IMAGES)
+    assert str(error.value) == (
+        "distillation: teacher 'm' answers with logits that are not finite, 6 of 18 are NaN or infinite; "
+        f"{remedy}"
+    )

@@ -115,7 +115,7 @@ def test_what_is_refused(program, trained):
 def test_flags_that_contradict_each_other(argv, told):
     parser = compress_classifier.make_parser()
     with pytest.raises(UsageError) as error:
-        check_usage(parser.parse_args(shlex.split(argv)), parser.parse_args([]))
+        check_usage(parser.parse_args(shlex.split(argv)))
     assert str(error.value) == told
 
 
@@ -126,5 +126,5 @@ COMMANDS = re.findall(r"^python compress_classifier.py ((?:[^\n]*\\\n)*[^\n]*)",
 def test_the_guides_command_lines_are_in_order(command):
     parser = compress_classifier.make_parser()
     args = parser.parse_args(shlex.split(command))
-    check_usage(args, parser.parse_args([]))
+    check_usage(args)
     assert args.pack

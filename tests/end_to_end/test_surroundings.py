@@ -53,10 +53,10 @@ def test_an_interrupt_before_the_first_checkpoint_names_none(program):
 
 def test_an_interrupted_sweep_tells_how_to_go_on(program):
     sweep = TINY + "--sense element --sense-range 0 1 0.01 -o out"
-    first = interrupted(program, sweep, "[3/")
+    first = interrupted(program, sweep, "blocks of images")
     folder = program.latest("out")
     assert first.err == f"interrupted; go on with --sense-resume {folder}\n"
-    second = interrupted(program, f"{sweep} --sense-resume {folder}", " at sparsity ")
+    second = interrupted(program, f"{sweep} --sense-resume {folder}", "blocks of images")
     assert (second.err, program.latest("out")) == (first.err, folder)
 
 

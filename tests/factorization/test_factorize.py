@@ -122,9 +122,17 @@ def test_a_budget_counts_the_whole_model_and_what_other_layers_save():
         (
             {"fc2": {}},
             {"macs": 0.5},
-            "macs 0.5: of 266,200: the layers cost 400 MACs at the least, more than the -103,100 that the "
-            "budget leaves them; allow more, or name more layers",
+            "macs 0.5: of 266,200: the rest of the model has 236,200 MACs by itself, which leaves none of the "
+            "133,100 for these layers; give more than 0.8873, or name more layers",
         ),
+        (
+            {"fc2": {}},
+            {"macs": 0.888},
+            "macs 0.888: of 266,200: the layers cost 400 MACs at the least, more than the 185 that the budget "
+            "leaves them; allow more, or name more layers",
+        ),
+        ({"*": {}}, {"parameters": -0.5}, "parameters must be more than 0 and less than 1, got -0.5"),
+        ({"*": {}}, {"macs": 1}, "macs must be more than 0 and less than 1, got 1"),
         (
             {"fc1": {"rank": 3, "whitened": True}},
             {},
@@ -315,6 +323,8 @@ def test_sensitivity_evaluates_each_layer_at_each_rank_and_chooses_by_it():
     with pytest.raises(UsageError) as error:
         ranks_by_sensitivity(model, {"fc1": {}}, evaluate)
     assert str(error.value) == "sensitivity: a budget is wanted: give one of 'parameters' and 'macs'"
+    with pytest.raises(UsageError, match="^parameters must be more than 0 and less than 1, got -1$"):
+        ranks_by_sensitivity(model, {"fc1": {}}, evaluate, parameters=-1)
 
 
 def test_factored_models_are_traced_and_counted_as_ordinary_layers(tiny_cnn):
@@ -324,6 +334,22 @@ def test_factored_models_are_traced_and_counted_as_ordinary_layers(tiny_cnn):
     names = [cost.name for cost in count_macs(tiny_cnn, torch.zeros(1, 1, 8, 8))]
     assert names[:2] == ["conv1.first", "conv1.second"]
     assert "conv2.core" in model_summary(tiny_cnn, "modules")
+
+
+def test_an_optimizer_of_another_model_is_refused_and_nothing_changes():
+    """The factors were in no optimizer, and were never trained."""
+    model, other = (create_model(False, None, "lenet_300_100") for _ in range(2))
+    names = [name for name, _ in model.named_parameters()]
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    with pytest.raises(UsageError) as error:
+        factorize(model, {"fc1": {"rank": 3}}, optimizer=optimizer)
+    assert str(error.value) == (
+        "factorize: optimizer: has none of the model's parameters, and is of another model or of a copy; give the "
+        "one that trains this model, or none"
+    )
+    assert [name for name, _ in model.named_parameters()] == names
+    partly = torch.optim.SGD(model.fc2.parameters(), lr=0.1)  # the rest is frozen
+    factorize(model, {"fc1": {"rank": 3}}, optimizer=partly)
 
 
 def test_the_summary_has_break_even_ranks_and_ranks_for_energies():

@@ -118,7 +118,7 @@ def test_a_name_of_later_that_is_not_foreseen_is_refused(tiny_cnn):
     ]
 
 
-GONE = "no parameter 'conv2.weight' in the model; did you mean 'conv1.weight'?"
+GONE = "no parameter 'conv2.weight' in the model; did you mean 'conv2.first.weight'?"
 
 
 def test_a_name_that_is_gone_by_then_is_refused(tiny_cnn):

@@ -8,6 +8,7 @@ from distiller.config import dict_config
 from distiller.dataset_facts import DATASET_FACTS
 from distiller.factorization import factorize
 from distiller.models import create_model, input_shape_for
+from docs.dense_networks import read_results
 from docs.measure_low_rank import (
     BAR,
     NETWORKS,
@@ -17,7 +18,6 @@ from docs.measure_low_rank import (
     cells,
     missed,
     page,
-    read_results,
     schedule,
     settings,
 )
@@ -69,7 +69,7 @@ def test_what_is_not_measured_yet_is_told():
 
 def test_the_page_is_written_from_the_results():
     if RESULTS.exists():
-        assert PAGE.read_text(encoding="utf-8") == page(read_results())
+        assert PAGE.read_text(encoding="utf-8") == page(read_results(RESULTS))
 
 
 def test_the_schedule_of_a_cell_is_one_that_its_network_takes():

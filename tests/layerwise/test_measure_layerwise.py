@@ -14,6 +14,7 @@ from distiller.apputils.usage import check_usage
 from distiller.layerwise import SweepPlan, fraction_range
 from distiller.layerwise.points import csv_header, csv_line
 from docs import measure_layerwise
+from docs.dense_networks import dense_results
 from docs.measure_layerwise import (
     BITS,
     FRACTIONS,
@@ -33,7 +34,7 @@ from tests.layerwise.test_points import POINT
 def parsed(words: list[str]):
     parser = compress_classifier.make_parser()
     args = parser.parse_args(words)
-    check_usage(args, parser.parse_args([]))
+    check_usage(args)
     return args
 
 
@@ -50,7 +51,7 @@ def test_the_commands_of_the_guide_are_taken_and_sweep_what_they_say():
 def test_every_network_has_its_schedule_and_a_sweep_of_all_points():
     results = {schedule.results for schedule in shipped()}
     for arch in NETWORKS:
-        assert measure_layerwise.RESULTS.parent / f"{arch}_fashion_mnist" / "dense.json" in results
+        assert dense_results(arch) in results
         args = parsed(flags(arch, Path("c")))
         plan = SweepPlan(args.layerwise, fraction_range(*args.fractions), tuple(args.layerwise_bits))
         assert plan == SweepPlan(TECHNIQUES, FRACTIONS, BITS)

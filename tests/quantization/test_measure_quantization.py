@@ -103,7 +103,7 @@ def test_a_network_is_quantized_and_tested_in_integers_too(monkeypatch, steps):
     with torch.no_grad():
         labels = net(images).argmax(1)
     monkeypatch.setitem(NETWORKS, "tiny", Network("Tiny", "tiny", ("0", "5")))
-    monkeypatch.setattr(measure_quantization, "_say", lambda _: None)
+    monkeypatch.setattr(measure_quantization, "say", lambda _: None)
 
     def loss(model):
         with torch.no_grad():

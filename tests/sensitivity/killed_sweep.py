@@ -1,65 +1,77 @@
-"""A sweep that kills itself, once for each argument: `python killed_sweep.py FOLDER test:4 write:2`.
+"""A sweep that is killed, once for each argument: `python killed_sweep.py FOLDER block:2 write:1 0.35`.
 
-SIGKILL strikes at the given evaluation of a run, or when half of the line that follows it is written.
-Each run is a process of its own; a fork, because importing torch again takes seconds.
+SIGKILL strikes when so many blocks were run, or when half of the line of a block is written, or after so many
+seconds, whatever is being done then. Each run is a process of its own; a fork, because importing torch again
+takes seconds.
 """
 
 import os
 import signal
 import sys
+import time
 
 import torch
-from torch import nn
 
+from distiller.sensitivity import AxisRequest, TensorBlocks, sensitivity_sweep
+from distiller.sensitivity.block_engine import BlockEngine
 from distiller.sensitivity.point_file import PointFile
-from distiller.sensitivity.sweep import sensitivity_sweep
+from tests.replay.networks import images, make
 
-LEVELS = (0.0, 0.25, 0.5, 0.75)
-
-
-def make_model() -> nn.Module:
-    torch.manual_seed(3)
-    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
+AXES = (AxisRequest("element", (0.25, 0.5, 0.75)), AxisRequest("weight-bits", (8.0, 2.0)))
 
 
-def evaluate(*, model: nn.Module) -> tuple[float, float, float]:
-    images = torch.linspace(-1, 1, 60).view(10, 6)
-    with torch.no_grad():
-        loss = model(images).square().mean()
-    return 100 / (1 + loss.item()), 100.0, loss.item()
+def data() -> TensorBlocks:
+    return TensorBlocks(images(40), torch.arange(40) % 10, 8, "forty")
+
+
+def sweep(folder: str, error: float | None = None) -> list:
+    return sensitivity_sweep(make("Residual"), AXES, data(), folder, error=error)
 
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def sweep_until_killed(folder: str, where: str, point: int) -> None:
+def sweep_until_killed(folder: str, where: str, block: int) -> None:
     calls = 0
 
-    def evaluate_or_die(*, model: nn.Module) -> tuple[float, float, float]:
+    def run_or_die(self: BlockEngine, *args: object) -> object:
         nonlocal calls
         calls += 1
-        if where == "test" and calls == point:
+        if where == "block" and calls == block:
             die()
-        return evaluate(model=model)
+        return run(self, *args)
 
     def tear_line(self: PointFile, line: str) -> None:
-        if where == "write" and calls == point:
+        if where == "write" and calls == block:
             self._file.write(line[: len(line) // 2].encode())
             self._file.flush()
             die()
         write(self, line)
 
+    run, BlockEngine.run = BlockEngine.run, run_or_die
     write, PointFile._write = PointFile._write, tear_line
-    sensitivity_sweep(make_model(), "element", LEVELS, evaluate_or_die, folder, test_images=10)
+    sweep(folder)
+
+
+def kill_after(child: int, seconds: float) -> None:
+    """SIGKILL a child after so many seconds, unless it has ended by then."""
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for argument in sys.argv[2:]:
-        where, _, point = argument.partition(":")
+        where, _, block = argument.partition(":")
         child = os.fork()
         if child == 0:
-            sweep_until_killed(sys.argv[1], where, int(point))
+            if block:
+                sweep_until_killed(sys.argv[1], where, int(block))
+            else:
+                sweep(sys.argv[1])
             os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, argument
+        if not block:
+            kill_after(child, float(where))
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status == -signal.SIGKILL or (not block and status == 0), argument

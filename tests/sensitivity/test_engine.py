@@ -7,13 +7,8 @@ from torch import nn
 
 from distiller.errors import DistillerError, UnknownNameError, UsageError
 from distiller.names import unwrap
-from distiller.sensitivity.axes import AXES
-from distiller.sensitivity.curves import Score
-from distiller.sensitivity.engine import (
-    applicable_parameters,
-    perform_sensitivity_analysis,
-    sensitivity_points,
-)
+from distiller.sensitivity.axes import AXES, AxisContext, input_ranges
+from distiller.sensitivity.engine import perform_sensitivity_analysis
 
 WEIGHTS = ("conv1.weight", "conv2.weight", "conv3.weight", "fc.weight")
 
@@ -119,10 +114,15 @@ def test_parameters_that_the_axis_is_not_meant_for_are_passed_over(model, group,
 @pytest.mark.parametrize("group", list(AXES))
 def test_model_comes_back_bit_for_bit(model, group):
     before = state(model)
+    images = torch.randn(2, 1, 8, 8)
+    context = AxisContext(dummy_input=images, activation_ranges=input_ranges(model, [images]))
+    axis = AXES[group]
 
-    perform_sensitivity_analysis(model, ["*"], [0.0, 0.5, 1.0], Recorder(), group)
+    levels = [axis.dense_level, *axis.default_levels(context)]
+    result = perform_sensitivity_analysis(model, ["*"], levels, Recorder(), group, context)
 
     assert_same_state(before, state(model))
+    assert {tuple(points) for points in result.values()} == {tuple(dict.fromkeys(levels))}
 
 
 def test_model_comes_back_bit_for_bit_when_the_test_fails(model):
@@ -226,28 +226,16 @@ def test_a_weight_with_nan_is_named(model):
         perform_sensitivity_analysis(model, ["fc.weight"], [0.5], Recorder(), "element")
 
 
-def test_finished_points_are_not_measured_again_and_lend_their_dense_score(model):
-    record = Recorder()
-    dense = Score(91.0, 99.0, 0.3)
-    finished = {("conv1.weight", 0.0): dense, ("conv1.weight", 0.5): Score(90.0, 99.0, 0.4)}
-
-    points = list(
-        sensitivity_points(
-            model, ("conv1.weight", "fc.weight"), (0.0, 0.5), record, AXES["element"], finished
-        )
-    )
-
-    assert [(point.parameter, point.level) for point in points] == [("fc.weight", 0.0), ("fc.weight", 0.5)]
-    assert points[0].score == dense
-    assert len(record.seen) == 1
-
-
-def test_model_is_dense_whenever_a_point_is_handed_out(model):
+def test_model_is_dense_between_points(model):
     before = state(model)
 
-    for _ in sensitivity_points(model, WEIGHTS, (0.0, 0.5, 0.9), Recorder(), AXES["element"], {}):
+    def names(*, model):
+        return 1.0, 1.0, 1.0
+
+    for level in (0.5, 0.9):
+        perform_sensitivity_analysis(model, ["*"], [level], names, "element")
         assert_same_state(before, state(model))
 
 
-def test_applicable_parameters_take_patterns(model):
-    assert applicable_parameters(model, AXES["element"], ["conv*"]) == WEIGHTS[:3]
+def test_parameters_are_asked_for_by_patterns(model):
+    assert tuple(perform_sensitivity_analysis(model, ["conv*"], [0.5], Recorder(), "element")) == WEIGHTS[:3]

@@ -1,147 +1,126 @@
-import functools
-import math
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from distiller.errors import UsageError
-from distiller.sensitivity.curves import Score
-from distiller.sensitivity.plot import sensitivities_to_png, sensitivity_figure
+from distiller.errors import SensitivityError, UnknownNameError, UsageError
+from distiller.sensitivity import plot
+from distiller.sensitivity.curves import curves_by_axis
+from distiller.sensitivity.plot import plot_points, sensitivities_to_png
 from distiller.sensitivity.report import sensitivities_from_csv
+from tests.sensitivity.swept_points import BITS, points_of
 
 DISTILLERS = Path(__file__).resolve().parents[2] / "../shared/compat/sensitivity"
 
 
 def curves_of(count, levels=(0.0, 0.5, 0.9)):
-    return {
-        f"layer{index}.weight": {
-            level: Score(90 - (index + 1) * level, 99 - level, 0.3 + level) for level in levels
-        }
-        for index in range(count)
-    }
+    return curves_by_axis(points_of(count, levels))["element"]
 
 
-@functools.cache
-def drawn(count, metric="top1"):
-    figure = sensitivity_figure(curves_of(count), metric, "title")
-    FigureCanvasAgg(figure).draw()
-    return figure
+@pytest.fixture
+def drawn(monkeypatch):
+    """Instead of being written, figures are collected: {file name: figure}."""
+    figures = {}
+    monkeypatch.setattr(plot, "_save", lambda figure, path: figures.setdefault(path.name, figure) and path)
+    return figures
 
 
-def legend_labels(axes):
-    return [text.get_text() for text in axes.get_legend().get_texts()]
+def test_a_sweep_of_one_axis_is_one_picture_as_png_and_svg(tmp_path):
+    pictures = plot_points(points_of(2), tmp_path)
+
+    assert pictures == [tmp_path / "sensitivity.png", tmp_path / "sensitivity.svg"]
+    assert pictures[0].read_bytes().startswith(b"\x89PNG")
+    assert ElementTree.parse(pictures[1]).getroot().tag.endswith("svg")
+    assert sorted(tmp_path.iterdir()) == pictures
 
 
-@pytest.mark.parametrize("count", [1, 5, 12, 22, 60])
-def test_legend_does_not_cover_the_curves(count):
-    for axes in drawn(count).axes:
-        legend = axes.get_legend().get_window_extent()
-        assert legend.x0 > axes.get_window_extent().x1
+def test_a_sweep_of_several_axes_is_a_picture_each_and_an_overview(drawn, tmp_path):
+    points = [*points_of(2), *points_of(2, (0.0, 0.5), "n:m"), *points_of(2, BITS, "weight-bits")]
 
+    pictures = plot_points(points, tmp_path, title="LeNet")
 
-@pytest.mark.parametrize("count", [5, 22, 60])
-def test_nothing_overlaps_and_nothing_is_cut_off(count):
-    figure = drawn(count)
-    boxes = [
-        box
-        for axes in figure.axes
-        for box in (axes.get_window_extent(), axes.get_legend().get_window_extent())
+    stems = ["sensitivity", "sensitivity_element", "sensitivity_n-m", "sensitivity_weight-bits"]
+    assert [path.name for path in pictures] == [
+        f"{stem}{suffix}" for stem in stems for suffix in (".png", ".svg")
     ]
-    page = figure.bbox
-
-    assert all(box.x0 >= page.x0 and box.x1 <= page.x1 for box in boxes)
-    assert not any(a.overlaps(b) for index, a in enumerate(boxes) for b in boxes[:index])
-
-
-@pytest.mark.parametrize("count, panels", [(1, 1), (12, 1), (13, 2), (22, 4), (60, 8), (64, 8)])
-def test_many_curves_are_spread_over_panels(count, panels):
-    figure = drawn(count)
-
-    assert len(figure.axes) == panels
-    names = [label for axes in figure.axes for label in legend_labels(axes)[1:]]
-    assert names == [f"layer{index}" for index in range(count)]
+    assert [drawn[f"{stem}.png"].get_suptitle() for stem in stems] == [
+        "LeNet",
+        "LeNet: element",
+        "LeNet: n:m",
+        "LeNet: weight-bits",
+    ]
+    assert drawn["sensitivity.png"].axes[0].get_title().startswith("Strongest level")
 
 
-@pytest.mark.parametrize("count", [5, 12, 22, 60])
-def test_curves_of_one_panel_differ_in_colour_and_marker(count):
-    for axes in drawn(count).axes:
-        looks = [
-            (tuple(line.get_color()), line.get_marker())
-            for line in axes.get_lines()
-            if line.get_label().startswith("layer")
-        ]
-        assert len({colour for colour, _ in looks}) == len(looks)
-        assert len({marker for _, marker in looks}) == len(looks)
+def test_there_is_no_overview_without_a_dense_point(drawn, tmp_path):
+    plot_points([*points_of(2, (0.5,)), *points_of(2, (0.5,), "rank")], tmp_path)
+
+    assert {Path(name).stem for name in drawn} == {"sensitivity_element", "sensitivity_rank"}
+
+
+def test_the_dense_point_of_one_axis_serves_all(drawn, tmp_path):
+    plot_points([*points_of(2, (0.5,)), *points_of(2, BITS, "weight-bits")], tmp_path)
+
+    legend = drawn["sensitivity_element.png"].axes[0].get_legend()
+    assert legend.get_texts()[0].get_text() == "dense: top-1 90.00 %"
+
+
+def test_points_that_do_not_say_their_axis_are_sparsities(drawn, tmp_path):
+    plot_points([*points_of(2, axis=""), *points_of(2)], tmp_path)
+
+    assert "sensitivity_unknown.png" in drawn
+    assert drawn["sensitivity_unknown.png"].get_suptitle() == "Sensitivity"
+    assert drawn["sensitivity_unknown.png"].get_supxlabel() == "Sparsity of the one pruned parameter (%)"
+
+
+def test_beside_pictures_of_the_loss_the_overview_is_of_top1(drawn, tmp_path):
+    plot_points([*points_of(2), *points_of(2, axis="rank")], tmp_path, metric="loss")
+
+    assert drawn["sensitivity_rank.png"].get_supylabel() == "Loss"
+    assert "top-1 accuracy" in drawn["sensitivity.png"].axes[0].get_title()
+
+
+def test_equal_points_give_equal_files(tmp_path):
+    points = points_of(2, interval=1.0)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+
+    first, second = (
+        [path.read_bytes() for path in plot_points(points, tmp_path / name)] for name in ("a", "b")
+    )
+
+    assert first == second
 
 
 @pytest.mark.parametrize(
-    "metric, label, axis_label",
+    "points, metric, message",
     [
-        ("top1", "dense: top-1 90.00 %", "Top-1 accuracy (%)"),
-        ("top5", "dense: top-5 99.00 %", "Top-5 accuracy (%)"),
-        ("loss", "dense: loss 0.3", "Loss"),
+        ([], "top1", "at least one point is needed, got none"),
+        (points_of(1), "tap1", "unknown metric 'tap1', not one of top1, top5, loss; did you mean 'top1'?"),
+        (
+            [*points_of(1), *points_of(1, (32.0,), "weight-bits")],
+            "top1",
+            "axis 'weight-bits': at least one point besides the dense one is needed",
+        ),
     ],
 )
-def test_dense_score_is_marked_by_a_line_and_its_value(metric, label, axis_label):
-    figure = drawn(5, metric)
+def test_points_that_cannot_be_drawn_are_refused(tmp_path, points, metric, message):
+    with pytest.raises(UsageError) as error:
+        plot_points(points, tmp_path, metric)
 
-    (axes,) = figure.axes
-    assert legend_labels(axes)[0] == label
-    dense = axes.get_lines()[-1]
-    assert set(dense.get_ydata()) == {getattr(curves_of(1)["layer0.weight"][0.0], metric)}
-    assert figure.get_supylabel() == axis_label
-    assert figure.get_supxlabel() == "Sparsity of the one pruned parameter (%)"
+    assert str(error.value) == f"sensitivity plot: {message}"
+    assert not list(tmp_path.iterdir())
 
 
-def test_curves_are_drawn_in_percent_by_ascending_sparsity():
-    figure = sensitivity_figure({"w": {0.9: Score(50, 60, 2), 0.0: Score(90, 99, 1)}}, "top1", "")
+def test_a_folder_that_is_not_there_is_reported(tmp_path):
+    with pytest.raises(SensitivityError) as error:
+        plot_points(points_of(1), tmp_path / "missing")
 
-    line = figure.axes[0].get_lines()[0]
-    assert line.get_xdata().tolist() == [0, 90]
-    assert line.get_ydata().tolist() == [90, 50]
-
-
-def test_curves_without_a_dense_point_have_no_dense_line():
-    figure = sensitivity_figure(curves_of(3, levels=(0.5, 0.9)), "top1", "")
-
-    assert legend_labels(figure.axes[0]) == ["layer0", "layer1", "layer2"]
+    picture = tmp_path / "missing" / "sensitivity.png"
+    assert str(error.value) == f"{picture}: cannot be written, No such file or directory"
 
 
-@pytest.mark.parametrize(
-    "metric, label",
-    [("top1", "Drop of top-1 accuracy from dense (points)"), ("loss", "Rise of the loss from dense")],
-)
-def test_more_curves_than_lines_can_show_become_a_heat_map(metric, label):
-    figure = drawn(65, metric)
-
-    heat_map, colour_bar = figure.axes
-    assert [text.get_text() for text in heat_map.get_yticklabels()] == [
-        f"layer{index}" for index in range(65)
-    ]
-    assert [text.get_text() for text in heat_map.get_xticklabels()] == ["0", "50", "90"]
-    assert colour_bar.get_ylabel() == label
-    change = heat_map.images[0].get_array()
-    assert change[64, 2] == pytest.approx(65 * 0.9 if metric == "top1" else 0.9)
-
-
-@pytest.mark.parametrize("count", [3, 70])
-def test_scores_that_are_not_finite_are_left_out(tmp_path, count):
-    curves = curves_of(count)
-    curves["layer1.weight"][0.9] = Score(10.0, 50.0, math.inf)
-    curves["layer2.weight"][0.9] = Score(10.0, 50.0, math.nan)
-
-    assert sensitivities_to_png(curves, tmp_path / "s.png", metric="loss").is_file()
-
-
-@pytest.mark.parametrize("levels", [(0.5,), (0.0,)])
-@pytest.mark.parametrize("count", [1, 70])
-def test_a_single_level_can_be_drawn(tmp_path, count, levels):
-    assert sensitivities_to_png(curves_of(count, levels), tmp_path / "s.png").is_file()
-
-
-def test_png_and_svg_are_written_by_suffix(tmp_path):
+def test_curves_are_written_as_png_or_svg_by_suffix(tmp_path):
     png = sensitivities_to_png(curves_of(2), tmp_path / "s.png")
     svg = sensitivities_to_png(curves_of(2), tmp_path / "s.SVG", title="Ours")
 
@@ -150,12 +129,13 @@ def test_png_and_svg_are_written_by_suffix(tmp_path):
     assert sorted(tmp_path.iterdir()) == [svg, png]
 
 
-def test_equal_curves_give_equal_files(tmp_path):
-    first, second = (
-        sensitivities_to_png(curves_of(2), tmp_path / name).read_bytes() for name in ("a.svg", "b.svg")
-    )
+def test_curves_of_bits_are_drawn_by_the_name_of_their_axis(drawn, tmp_path):
+    curves = curves_by_axis(points_of(2, BITS, "weight-bits"))["weight-bits"]
 
-    assert first == second
+    sensitivities_to_png(curves, tmp_path / "s.png", axis="weight-bits")
+
+    assert drawn["s.png"].get_supxlabel() == "Bits of the weight"
+    assert drawn["s.png"].get_suptitle() == "Pruning sensitivity"
 
 
 @pytest.mark.parametrize(
@@ -170,6 +150,12 @@ def test_equal_curves_give_equal_files(tmp_path):
         (curves_of(1), "s.jpeg", "top1", "the file must end in .png or .svg, got 's.jpeg'"),
         ({}, "s.png", "top1", "at least one point is needed, got none"),
         ({"w": {}}, "s.png", "top1", "at least one point is needed, got none"),
+        (
+            {"w": {8.0: (90.0, 99.0, 0.1)}},
+            "s.png",
+            "top1",
+            "'w': a sparsity 0..1 expected, got 8; say with 'axis' what the levels are",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(tmp_path, curves, name, metric, message):
@@ -178,6 +164,11 @@ def test_wrong_arguments_are_refused(tmp_path, curves, name, metric, message):
 
     assert str(error.value) == f"sensitivity plot: {message}"
     assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_axis_is_refused(tmp_path):
+    with pytest.raises(UnknownNameError, match="unknown axis 'elemnt'"):
+        sensitivities_to_png(curves_of(1), tmp_path / "s.png", axis="elemnt")
 
 
 @pytest.mark.skipif(not DISTILLERS.is_dir(), reason=f"no files of Distiller at {DISTILLERS}")

@@ -1,0 +1,274 @@
+"""Sensitivity sweeps: the plain loop and the engine, side by side, on the same trained network and images.
+
+The plain loop evaluates the whole network for every weight and level (22 weights x 20 levels on ResNet-20),
+images in memory, in inference mode, on all threads, at the batch size that is the fastest for it. The engine
+runs one process for each thread. They take turns, block by block; that every count agrees is checked.
+
+    python benchmarks/sensitivity.py            # ResNet-20 on 1,000 images, VGG-16 and ResNet-18 on fewer
+    python benchmarks/sensitivity.py --full     # ResNet-20 on all 10,000, and the statistical mode: hours
+    python benchmarks/sensitivity.py --quick    # ResNet-20, fewer levels and images: within a minute
+
+ResNet-20 is the one of `make results-schedules`, on the test images of Fashion-MNIST; where there is none,
+and of the other networks, weights are random. Ratios are medians over the blocks; starting the processes is
+left out of these, and counted in "whole run". What `--sense-fast` gives is beside, without a bar.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.side_by_side import finish
+from distiller.apputils.datasets import decode_dataset
+from distiller.evaluation_mode import evaluating
+from distiller.models import create_model
+from distiller.sensitivity import AxisRequest, TensorBlocks, random_order, sensitivity_sweep
+from distiller.sensitivity.axes import AXES, AxisContext
+from distiller.sensitivity.block_engine import BlockScores, Place
+from distiller.sensitivity.block_pool import BlockPool, BlockTask
+from distiller.sensitivity.decisions import Tally
+from distiller.sensitivity.tuning import choose_settings, traced_program
+from distiller.sensitivity.variants import Unit, applied
+
+T = TypeVar("T")
+BARS = {"element": 3.0, "filter": 3.5}
+STATISTICAL_BAR, COVERAGE_BAR = 10.0, 95.0
+ERROR = 0.5
+_PLAIN_BATCHES = (64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A network and its images.
+
+    Attributes:
+        name: what figures call it.
+        model: in evaluation mode.
+        images: (n, C, H, W).
+        labels: (n,).
+        block: images of a block.
+    """
+
+    name: str
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    block: int
+
+
+def resnet20(count: int, block: int) -> Workload:
+    """ResNet-20, trained if there is a checkpoint, on Fashion-MNIST."""
+    model = create_model(False, "fashion-mnist", "resnet20_cifar", parallel=False).eval()
+    logs = Path(__file__).resolve().parents[1] / "logs" / "results" / "resnet20_cifar_fashion_mnist" / "dense"
+    found = sorted(logs.glob("*/dense_checkpoint.pth.tar"))
+    if found:
+        model.load_state_dict(torch.load(found[-1], weights_only=True)["state_dict"])
+    print(f"resnet20: {'trained' if found else 'random weights: there is no checkpoint of it'}")
+    decoded = decode_dataset("fashion-mnist", None, test_only=True)
+    facts = decoded.facts
+    pixels = nn.functional.pad(decoded.test.images, (2, 2, 2, 2)).float().div(255)  # type: ignore[union-attr]
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (facts.mean, facts.std))
+    images = (pixels - mean) / std
+    return Workload("resnet20", model, images[:count], decoded.test.labels[:count], block)  # type: ignore[union-attr]
+
+
+def random_weights(name: str, dataset: str, arch: str, size: int, count: int) -> Workload:
+    """A network with random weights on random images, whose labels are what it answers."""
+    torch.manual_seed(0)
+    model = create_model(False, dataset, arch, parallel=False)
+    images = torch.randn(count, 3, size, size)
+    with torch.no_grad():
+        model(images[:64])  # batch norms that have seen something
+        labels = torch.cat([model.eval()(part) for part in images.split(64)]).argmax(1)
+    return Workload(name, model, images, labels, 64)
+
+
+def plain_loop(
+    work: Workload, units: Sequence[Unit], images: Tensor, labels: Tensor, batch: int
+) -> dict[Place, Tally]:
+    """A full evaluation for every point, level 0 of every weight among them, as plain loops do."""
+    found = {}
+    with evaluating(work.model), torch.inference_mode():
+        for place, unit in enumerate(units):
+            _evaluated(work.model, images, labels, batch)
+            for level, value in enumerate(unit.levels):
+                with applied(work.model, unit.make(value)):
+                    found[place, level] = _evaluated(work.model, images, labels, batch)
+    return found
+
+
+def _evaluated(model: nn.Module, images: Tensor, labels: Tensor, batch: int) -> Tally:
+    parts = zip(images.split(batch), labels.split(batch), strict=True)
+    return sum((Tally.of(model(x), y) for x, y in parts), Tally(0, 0, 0, 0.0))
+
+
+def fastest_batch(work: Workload) -> int:
+    """Of the plain loop."""
+    times = {}
+    with evaluating(work.model), torch.inference_mode():
+        for batch in _PLAIN_BATCHES:
+            rounds = []
+            for _ in range(4):
+                begin = time.perf_counter()
+                _evaluated(work.model, work.images[:256], work.labels[:256], batch)
+                rounds.append(time.perf_counter() - begin)
+            times[batch] = min(rounds)
+    return min(times, key=times.__getitem__)
+
+
+def compare(work: Workload, axis: str, levels: Sequence[float], jobs: int) -> tuple[dict[str, float], float]:
+    """Ratios of one axis, and the seconds of the plain loop for an image."""
+    units = AXES[axis].units(work.model, ["*"], levels, AxisContext(dummy_input=work.images[:1]))
+    units = [unit for unit in units if unit.levels]
+    batch = fastest_batch(work)
+    rounds = list(
+        zip(work.images.split(jobs * work.block), work.labels.split(jobs * work.block), strict=True)
+    )
+    times: dict[str, list[float]] = {"plain": [], "engine": [], "fast": []}
+    flipped = starting = 0.0
+    with evaluating(work.model):
+        program, reason = traced_program(work.model, rounds[0][0])
+        assert program is not None, reason
+        exact = choose_settings(work.model, program, units, rounds[0][0])
+        fast = choose_settings(work.model, program, units, rounds[0][0], fast=True)
+    begin = time.perf_counter()
+    with (
+        BlockPool(work.model, units, exact, jobs) as pool,
+        BlockPool(work.model, units, fast, jobs) as fast_pool,
+    ):
+        for one in (pool, fast_pool):
+            _run(one, *rounds[0], work.block, active=set())
+        starting = (time.perf_counter() - begin) / 2
+        for number, (images, labels) in enumerate(rounds, start=1):
+            plain = _timed(times["plain"], plain_loop, work, units, images, labels, batch)
+            found = _timed(times["engine"], _run, pool, images, labels, work.block)
+            coarse = _timed(times["fast"], _run, fast_pool, images, labels, work.block)
+            _check(plain, found, work.name, axis)
+            flipped += sum(scores.flipped for scores in coarse)
+            print(
+                f"{work.name}, {axis}, block {number} of {len(rounds)}: plain {times['plain'][-1]:.2f} s, "
+                f"engine {times['engine'][-1]:.2f} s, fast {times['fast'][-1]:.2f} s",
+                flush=True,
+            )
+    ratios = {
+        side: statistics.median(p / own for p, own in zip(times["plain"], times[side], strict=True))
+        for side in ("engine", "fast")
+    }
+    total = sum(times["plain"])
+    print(
+        f"{work.name}, {axis}: {len(units)} weights, {len(units[0].levels) + 1} levels, {len(work.images)} "
+        f"images; every count agrees. Plain (batch {batch}) / engine (chunk {exact.chunk}"
+        f"{', channels last' if exact.channels_last else ''}): {ratios['engine']:.2f}; fast "
+        f"({'bfloat16' if fast.bfloat16 else 'no bfloat16 here'}, {flipped:.0f} dense decisions flipped): "
+        f"{ratios['fast']:.2f}"
+    )
+    return {
+        f"{work.name}, {axis}": ratios["engine"],
+        f"{work.name}, {axis}, whole run": total / (sum(times["engine"]) + starting),
+        f"{work.name}, {axis}, fast": ratios["fast"],
+        f"{work.name}, {axis}, fast, dense decisions flipped": flipped,
+    }, total / len(work.images)
+
+
+def statistical(
+    work: Workload, axis: str, levels: Sequence[float], jobs: int, plain_seconds: float
+) -> dict[str, float]:
+    """Time and coverage of the statistical mode on all images, against the exact sweep."""
+    request = [AxisRequest(axis, tuple(levels))]
+    with tempfile.TemporaryDirectory() as folder:
+        data = TensorBlocks(work.images, work.labels, work.block, "benchmark")
+        exact = sensitivity_sweep(work.model, request, data, Path(folder) / "exact", jobs=jobs)
+        data = TensorBlocks(work.images, work.labels, work.block, "benchmark", random_order(len(work.images)))
+        begin = time.perf_counter()
+        found = sensitivity_sweep(work.model, request, data, Path(folder) / "error", error=ERROR, jobs=jobs)
+        seconds = time.perf_counter() - begin
+    pairs = [(p, e) for p, e in zip(found, exact, strict=True) if p.level != AXES[axis].dense_level]
+    covered = sum(p.top1_low <= e.score.top1 <= p.top1_high for p, e in pairs)  # type: ignore[operator]
+    looked = statistics.mean(p.n for p, _ in pairs)  # type: ignore[type-var]
+    print(
+        f"{work.name}, {axis}, statistical at {ERROR}: {looked:.0f} of {len(work.images)} images on average, "
+        f"{covered} of {len(pairs)} intervals cover"
+    )
+    return {
+        f"{work.name}, {axis}, statistical": plain_seconds * len(work.images) / seconds,
+        f"{work.name}, {axis}, intervals that cover, percent": 100 * covered / len(pairs),
+    }
+
+
+def _run(
+    pool: BlockPool, images: Tensor, labels: Tensor, size: int, active: set[Place] | None = None
+) -> list[BlockScores]:
+    parts = enumerate(zip(images.split(size), labels.split(size), strict=True))
+    return [scores for _, scores in pool.run(BlockTask(i, x, y, active) for i, (x, y) in parts)]
+
+
+def _timed(times: list[float], run: Callable[..., T], *arguments: Any) -> T:
+    begin = time.perf_counter()
+    result = run(*arguments)
+    times.append(time.perf_counter() - begin)
+    return result
+
+
+def _check(plain: dict[Place, Tally], found: Sequence[BlockScores], name: str, axis: str) -> None:
+    for place, expected in plain.items():
+        own = sum((scores.points[place] for scores in found), Tally(0, 0, 0, 0.0))
+        same = (own.n, own.top1, own.top5) == (expected.n, expected.top1, expected.top5)
+        loss = abs(own.loss - expected.loss) / expected.n
+        if not same or not loss <= 1e-5 * max(1.0, expected.loss / expected.n):
+            sys.exit(f"{name}, {axis}, {place}: the engine says {own}, the plain loop {expected}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--quick", action="store_true", help="fewer levels and images: ends within a minute")
+    parser.add_argument(
+        "--full", action="store_true", help="all images, and the statistical mode: takes hours"
+    )
+    args = parser.parse_args()
+    jobs = torch.get_num_threads()
+    levels = [round(0.05 * i, 2) for i in range(20)]
+    if args.quick:
+        levels = levels[::4]
+    work = resnet20(
+        count=256 if args.quick else 10_000 if args.full else 1_000, block=64 if args.quick else 125
+    )
+    figures: dict[str, float] = {}
+    bars = {f"resnet20, {axis}": ("at least", bar) for axis, bar in BARS.items()}
+    for axis in BARS:
+        own, seconds = compare(work, axis, levels, jobs)
+        figures |= own
+        if args.full:
+            figures |= statistical(work, axis, levels, jobs, seconds)
+            bars[f"resnet20, {axis}, statistical"] = ("at least", STATISTICAL_BAR)
+            bars[f"resnet20, {axis}, intervals that cover, percent"] = ("at least", COVERAGE_BAR)
+    if not args.quick:
+        others = [
+            random_weights("vgg16, 32x32", "cifar10", "vgg16_bn_cifar", 32, 256),
+            random_weights("resnet18, 64x64", "imagenet", "resnet18", 64, 256),
+        ]
+        for other, axis in itertools.product(others, BARS):
+            own, _ = compare(replace(other, block=64), axis, levels, jobs)
+            figures |= own
+    peaks = [
+        resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    ]
+    figures |= {"peak memory, this process, MB": peaks[0], "peak memory, one engine process, MB": peaks[1]}
+    finish(figures, bars)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Batch norms folded into the convolutions before them, for the parts of a program that do not change.
+
+    norm(conv(x, w) + b) = conv(x, w s) + (b - mean) s + beta,    s = gamma / sqrt(var + eps)
+
+Equal but for rounding. Knows nothing about which parts are run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from distiller.replay.layer_outputs import CONVOLUTIONS
+from distiller.replay.program import Program, Step, Value
+
+NORM = "_native_batch_norm_legit_no_training"
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """A convolution with the norm behind it.
+
+    Attributes:
+        steps: the indices of what it stands for: convolution, norm, and the norm's first result.
+        sources: indices of the parameters and buffers that are in it.
+        step: what is run instead; its result is the norm's.
+    """
+
+    steps: frozenset[int]
+    sources: frozenset[int]
+    step: Step
+
+
+def folded_norms(program: Program, state: Mapping[str, Tensor]) -> tuple[Fold, ...]:
+    """Every convolution whose result a batch norm alone reads.
+
+    Args:
+        program: of the model.
+        state: parameters and buffers by canonical name.
+    """
+    return tuple(_folds(program, state))
+
+
+def _folds(program: Program, state: Mapping[str, Tensor]) -> Iterator[Fold]:
+    by_index = {step.index: step for step in program.steps}
+    for norm in program.steps:
+        if norm.kind != NORM or not isinstance(norm.args[0], Value):
+            continue
+        convolution = by_index.get(norm.args[0].index)
+        results = program.readers(norm.index)
+        sources = [arg.index for arg in norm.args[1:5] if isinstance(arg, Value)]
+        if (
+            convolution is None
+            or convolution.kind not in CONVOLUTIONS
+            or len(program.readers(convolution.index)) != 1
+            or len(results) != 1
+            or results[0].args[1] != 0
+            or any(index not in program.state for index in (*sources, *_weights(convolution)))
+        ):
+            continue
+        weight, bias = _folded(program, state, convolution, norm)
+        args = (convolution.args[0], weight, bias, *convolution.args[3:])
+        read = convolution.args[0]
+        assert isinstance(read, Value)
+        yield Fold(
+            steps=frozenset((convolution.index, norm.index, results[0].index)),
+            sources=frozenset((*sources, *_weights(convolution))),
+            step=replace(convolution, index=results[0].index, args=args, reads=(read.index,)),
+        )
+
+
+def _weights(convolution: Step) -> list[int]:
+    return [arg.index for arg in convolution.args[1:3] if isinstance(arg, Value)]
+
+
+def _folded(
+    program: Program, state: Mapping[str, Tensor], convolution: Step, norm: Step
+) -> tuple[Tensor, Tensor]:
+    """The weight and the bias, in double precision until the end."""
+
+    def tensor(arg: object, otherwise: float) -> Tensor:
+        if isinstance(arg, Value):
+            return state[program.state[arg.index]].double()
+        return torch.tensor(otherwise, dtype=torch.float64)
+
+    given = convolution.args[1]
+    assert isinstance(given, Value)
+    weight = state[program.state[given.index]]
+    gamma, beta = tensor(norm.args[1], 1.0), tensor(norm.args[2], 0.0)
+    mean, variance = tensor(norm.args[3], 0.0), tensor(norm.args[4], 1.0)
+    scale = gamma.to(weight.device) / torch.sqrt(variance.to(weight.device) + norm.args[6])
+    bias = tensor(convolution.args[2] if len(convolution.args) > 2 else None, 0.0).to(weight.device)
+    shape = (-1, *[1] * (weight.dim() - 1))
+    layout = torch.channels_last if _is_channels_last(weight) else torch.contiguous_format
+    folded = (weight.double() * scale.view(shape)).to(weight.dtype).contiguous(memory_format=layout)
+    return folded, ((bias - mean) * scale + beta).to(weight.dtype)
+
+
+def _is_channels_last(weight: Tensor) -> bool:
+    return weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)

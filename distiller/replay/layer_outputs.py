@@ -1,0 +1,159 @@
+"""What one layer gives for several weights, cheaper than by running it for each.
+
+    a weight differs from the dense one in        | what is run
+    rows (filters) that are zero                  | nothing: the dense output, these channels at the bias
+    columns (channels) that are zero              | each column once for all weights: sums of parts
+    anything else                                 | the layer
+
+Rows are exact, bit for bit. Sums of parts are equal but for the order of summation.
+Knows nothing about what the weights are for.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distiller.replay.program import Step, Value
+
+CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
+LAYERS = (*CONVOLUTIONS, "linear")
+_GROUPS_AT = 6
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCall:
+    """One run of a convolution or linear layer with the dense weight.
+
+    Attributes:
+        step: the layer.
+        value: the values that it reads, by index.
+        clean: what it gave.
+    """
+
+    step: Step
+    value: Callable[[int], Tensor]
+    clean: Tensor
+
+    @property
+    def x(self) -> Tensor:
+        """Its input."""
+        return self.value(self._index(0))
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, (outputs, inputs, ...)."""
+        return self.value(self._index(1))
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(outputs,), or None."""
+        has_one = len(self.step.args) > 2 and isinstance(self.step.args[2], Value)
+        return self.value(self._index(2)) if has_one else None
+
+    @property
+    def channel_dim(self) -> int:
+        """Of its input and its output."""
+        return 1 if self.step.kind in CONVOLUTIONS else -1
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether an output reads only some of the inputs."""
+        args = self.step.args
+        return self.step.kind in CONVOLUTIONS and len(args) > _GROUPS_AT and args[_GROUPS_AT] != 1
+
+    def run(self, weight: Tensor, x: Tensor | None = None, *, with_bias: bool = True) -> Tensor:
+        """Run it with another weight, and another input."""
+        given = {self._index(1): weight} | ({} if x is None else {self._index(0): x})
+        step = self.step
+        args = list(step.args)
+        if not with_bias and len(args) > 2:
+            args[2] = None
+        step = Step(
+            step.index, step.target, tuple(args), step.kwargs, step.reads, step.kind, step.module, step.shape
+        )
+        return step.run(lambda index: given[index] if index in given else self.value(index))
+
+    def _index(self, position: int) -> int:
+        arg = self.step.args[position]
+        assert isinstance(arg, Value)
+        return arg.index
+
+
+def layer_outputs(call: LayerCall, weights: Sequence[Tensor], *, in_parts: bool) -> Iterator[Tensor]:
+    """What the layer gives for each weight, one by one.
+
+    Args:
+        call: its run with the dense weight.
+        weights: of the same shape.
+        in_parts: whether outputs may be sums of parts, where that is cheaper.
+    """
+    rows = [_zeroed(call.weight, weight, 0) for weight in weights]
+    columns = [_zeroed(call.weight, weight, 1) for weight in weights] if in_parts else []
+    if in_parts and not call.is_grouped and len(weights) > 2 and _are_nested(columns):
+        yield from _sums_of_parts(call, columns)  # type: ignore[arg-type]
+        return
+    for weight, zeroed in zip(weights, rows, strict=True):
+        yield call.run(weight) if zeroed is None else _without_rows(call, zeroed)
+
+
+def _zeroed(dense: Tensor, weight: Tensor, dim: int) -> Tensor | None:
+    """Which slices along `dim` are zero, (n,) of bool; None when another one is not dense."""
+    is_dense = (weight == dense).movedim(dim, 0).flatten(1).all(1)
+    is_zero = (weight == 0).movedim(dim, 0).flatten(1).all(1)
+    return is_zero if bool((is_dense | is_zero).all()) else None
+
+
+def _without_rows(call: LayerCall, zeroed: Tensor) -> Tensor:
+    shape = [1] * call.clean.dim()
+    shape[call.channel_dim] = -1
+    constant = (
+        torch.zeros((), dtype=call.clean.dtype, device=call.clean.device) if call.bias is None else call.bias
+    )
+    return torch.where(
+        zeroed.view(shape), constant if call.bias is None else constant.view(shape), call.clean
+    )
+
+
+def _are_nested(columns: Sequence[Tensor | None]) -> bool:
+    """Whether each set of zero columns holds the next smaller one."""
+    known = [zeroed for zeroed in columns if zeroed is not None]
+    if len(known) < len(columns):
+        return False
+    ordered = sorted(known, key=lambda zeroed: int(zeroed.sum()))
+    return all(bool((~small | large).all()) for small, large in itertools.pairwise(ordered))
+
+
+def _sums_of_parts(call: LayerCall, columns: Sequence[Tensor]) -> Iterator[Tensor]:
+    order = sorted(range(len(columns)), key=lambda i: int(columns[i].sum()), reverse=True)
+    outputs: dict[int, Tensor] = {}
+    total: Tensor | None = None
+    there = torch.zeros_like(columns[0])  # columns that are in the sum
+    for i in order:
+        part = ~columns[i] & ~there
+        there = there | part
+        chosen = part.nonzero().flatten()
+        if total is None or len(chosen):
+            added = _part(call, chosen, with_bias=total is None)
+            total = added if total is None else total + added
+            outputs[i] = total
+        else:
+            outputs[i] = total.clone()  # what reads an output may write over it
+    yield from (outputs[i] for i in range(len(columns)))
+
+
+def _part(call: LayerCall, chosen: Tensor, *, with_bias: bool) -> Tensor:
+    """The layer on some of its input channels."""
+    weight, x = call.weight, call.x
+    if not len(chosen):  # a convolution of no channel: as with one whose weight is zero
+        return call.run(
+            torch.zeros_like(weight[:, :1]), x.narrow(call.channel_dim, 0, 1), with_bias=with_bias
+        )
+    part = x.index_select(call.channel_dim, chosen)
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        part = part.contiguous(memory_format=torch.channels_last)
+    return call.run(weight.index_select(1, chosen), part, with_bias=with_bias)

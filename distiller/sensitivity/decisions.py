@@ -1,0 +1,84 @@
+"""What logits say of images: right or wrong, and how close it was.
+
+Knows nothing about where logits come from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from distiller.label_ranks import label_ranks
+
+_TOP = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Counts over some images.
+
+    Attributes:
+        n: images.
+        top1: those whose label has the highest logit.
+        top5: those whose label is among the five highest.
+        loss: sum of their cross-entropies.
+        lost: those that the dense network gets right, and this one wrong.
+        won: those the other way round.
+    """
+
+    n: int
+    top1: int
+    top5: int
+    loss: float
+    lost: int = 0
+    won: int = 0
+
+    @classmethod
+    def of(cls, logits: Tensor, labels: Tensor) -> Tally:
+        """Those of one batch: logits (batch, classes), labels (batch,)."""
+        rank = label_ranks(logits, labels)
+        loss = F.cross_entropy(logits, labels).double() * len(labels)  # as a mean over the batch is summed
+        top1, top5 = int((rank == 0).sum()), int((rank < _TOP).sum())
+        return cls(len(labels), top1, top5, float(loss))
+
+    def against(self, dense_is_right: Tensor, is_right: Tensor) -> Tally:
+        """With what changed from the dense network, given who is right on each image."""
+        lost, won = int((dense_is_right & ~is_right).sum()), int((~dense_is_right & is_right).sum())
+        return replace(self, lost=lost, won=won)
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            self.n + other.n,
+            self.top1 + other.top1,
+            self.top5 + other.top5,
+            self.loss + other.loss,
+            self.lost + other.lost,
+            self.won + other.won,
+        )
+
+
+def right_answers(logits: Tensor, labels: Tensor) -> Tensor:
+    """Which labels have the highest logit, (batch,) of bool."""
+    return label_ranks(logits, labels) == 0
+
+
+def near_ties(logits: Tensor, labels: Tensor, tolerance: float) -> Tensor:
+    """Where a small error of the logits could change whether an image is right, or among the five highest.
+
+    Args:
+        logits: (batch, classes).
+        labels: (batch,), integers.
+        tolerance: of the error, relative to the largest logit of the image.
+
+    Returns:
+        (batch,) of bool; true as well where a logit is not finite.
+    """
+    of_label = logits.gather(1, labels.unsqueeze(1))
+    others = logits.scatter(1, labels.unsqueeze(1), -torch.inf)
+    highest = others.topk(min(_TOP, logits.shape[1]), dim=1).values
+    distance = torch.stack(((of_label - highest[:, :1]).abs(), (of_label - highest[:, -1:]).abs())).amin(0)
+    scale = logits.abs().amax(dim=1, keepdim=True)
+    return ~(distance > 2 * tolerance * scale).squeeze(1)

@@ -1,0 +1,251 @@
+"""The folder of a sweep: what is finished is on disk at once, and taken up again after a kill.
+
+    sensitivity.json    what is swept, and how
+    sensitivity.blocks  a line for each block of images that all points were run on
+    sensitivity.csv     the points that are finished
+
+Knows nothing about how a block is run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from distiller.atomic_file import remove_stale_parts, write_whole
+from distiller.errors import SensitivityError
+from distiller.sensitivity.block_engine import BlockScores, EngineSettings
+from distiller.sensitivity.curves import SensitivityPoint
+from distiller.sensitivity.decisions import Tally
+from distiller.sensitivity.point_file import (
+    REMEDY,
+    PointFile,
+    decoded,
+    read_settings,
+    whole_lines,
+    write_new_settings,
+)
+from distiller.sensitivity.report import points_from_csv, points_to_csv
+from distiller.sensitivity.write_errors import reporting_failed_writes
+
+CSV_NAME = "sensitivity.csv"
+SETTINGS_NAME = "sensitivity.json"
+BLOCKS_NAME = "sensitivity.blocks"
+_VERSION = 2
+_HEADER = (
+    "index, tally of the dense network, [unit, level, tally] of each point, flipped; "
+    "tally: n, top1, top5, loss, lost, won\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SweptAxis:
+    """What is swept along one axis.
+
+    Attributes:
+        axis: its name.
+        levels: the levels, the dense one first.
+        parameters: what there is a curve of, in the order of the file.
+    """
+
+    axis: str
+    levels: tuple[float, ...]
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SweepSettings:
+    """What makes two sweeps the same sweep.
+
+    Attributes:
+        axes: what is swept.
+        weights: the `weights_fingerprint` of the dense model.
+        test_images: a text that identifies the images and their order.
+        batch_size: images of a block.
+        error: points that a drop is to be known to; None: all images are looked at.
+        fast: whether arithmetic was allowed that may change rare decisions.
+        context: settings of axes besides their levels.
+        version: of the files.
+    """
+
+    axes: tuple[SweptAxis, ...]
+    weights: str
+    test_images: str
+    batch_size: int
+    error: float | None = None
+    fast: bool = False
+    context: Mapping[str, Any] | None = None
+    version: int = _VERSION
+
+
+class SweepFolder:
+    """The files of one sweep.
+
+    Attributes:
+        path: the CSV file.
+        blocks: what earlier runs left, by index.
+        engine: how they ran blocks; None: not chosen yet.
+
+    Raises:
+        SensitivityError: the folder holds another sweep, a damaged one, or cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, settings: SweepSettings) -> None:
+        self.path = Path(folder) / CSV_NAME
+        self.blocks: dict[int, BlockScores] = {}
+        self.engine: EngineSettings | None = None
+        self._settings = json.loads(json.dumps(asdict(settings)))
+        with reporting_failed_writes(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._take_up_settings()
+            kept = self._take_up_blocks()
+            remove_stale_parts(self.path.parent)  # of the run that goes on here
+            self._file: PointFile | None = None
+            self._kept = kept
+
+    def finished(self) -> list[SensitivityPoint] | None:
+        """The points of a sweep that is over, None of one that is not."""
+        if not self.path.exists() or self._blocks_path.exists():
+            return None
+        return points_from_csv(self.path)
+
+    def choose(self, engine: EngineSettings) -> None:
+        """Keep how blocks are run, for runs that go on here."""
+        self.engine = engine
+        plain = asdict(engine)
+        plain["whole"] = {str(place): reason for place, reason in engine.whole.items()}
+        with reporting_failed_writes(self._settings_path):
+            write_whole(self._settings_path, json.dumps({**self._settings, "engine": plain}, indent=2) + "\n")
+
+    def append(self, index: int, scores: BlockScores) -> None:
+        """Put one block on disk; it is safe when this returns."""
+        if self._file is None:
+            with reporting_failed_writes(self._blocks_path):
+                self._file = PointFile(self._blocks_path, self._kept, _HEADER)
+        points = [[*place, *_plain(tally)] for place, tally in sorted(scores.points.items())]
+        self._file.append(
+            json.dumps([index, _plain(scores.dense), points, scores.flipped], separators=(",", ":")) + "\n"
+        )
+
+    def write(self, points: Iterable[SensitivityPoint]) -> None:
+        """Put the finished points on disk, all of them anew."""
+        points_to_csv(points, self.path)
+
+    def complete(self, points: Sequence[SensitivityPoint]) -> None:
+        """Put all points on disk, and remove what only a sweep that is not over needs."""
+        self.write(points)
+        self.close()
+        with reporting_failed_writes(self._blocks_path):
+            self._blocks_path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the file; what was appended is there already."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> SweepFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def _settings_path(self) -> Path:
+        return self.path.with_name(SETTINGS_NAME)
+
+    @property
+    def _blocks_path(self) -> Path:
+        return self.path.with_name(BLOCKS_NAME)
+
+    def _take_up_settings(self) -> None:
+        if not self._settings_path.exists():
+            write_new_settings(self._settings_path, self.path, self._settings)
+            return
+        found = read_settings(self._settings_path)
+        engine = found.pop("engine", None)
+        _refuse_other_settings(self._settings, found, self._settings_path)
+        if engine is not None:
+            try:
+                whole = {int(place): str(reason) for place, reason in engine["whole"].items()}
+                self.engine = EngineSettings(
+                    int(engine["chunk"]), bool(engine["channels_last"]), bool(engine["bfloat16"]), whole
+                )
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise SensitivityError(
+                    f"{self._settings_path}: engine: not the settings of one, {error}; {REMEDY}"
+                ) from error
+
+    def _take_up_blocks(self) -> int:
+        """Fill `blocks` from the file; returns the bytes to keep: all but a torn last line."""
+        data = whole_lines(self._blocks_path)
+        for number, line in enumerate(decoded(data, self._blocks_path).splitlines()[1:], start=2):
+            try:
+                index, dense, points, flipped = json.loads(line)
+                found = {(unit, level): Tally(*tally) for unit, level, *tally in points}
+                self.blocks[index] = BlockScores(Tally(*dense), found, flipped)
+            except (ValueError, TypeError) as error:
+                raise SensitivityError(
+                    f"{self._blocks_path}, line {number}: not a block of a sweep, {error}; {REMEDY}"
+                ) from error
+        return len(data)
+
+
+def _plain(tally: Tally) -> list[float]:
+    return [tally.n, tally.top1, tally.top5, tally.loss, tally.lost, tally.won]
+
+
+def _refuse_other_settings(asked: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> None:
+    if found.get("version") != asked["version"]:
+        raise SensitivityError(
+            f"{path}: of another version of this program, which cannot be gone on with; {REMEDY}"
+        )
+    differing = [key for key in (*asked, *found.keys() - asked.keys()) if found.get(key) != asked.get(key)]
+    if differing:
+        faults = "; ".join(_difference(key, found.get(key), asked.get(key)) for key in differing)
+        raise SensitivityError(f"{path}: the folder holds another sweep, {faults}; {REMEDY}")
+
+
+def _difference(key: str, found: Any, asked: Any) -> str:
+    if key == "axes" and isinstance(found, list):
+        by_name = {axis.get("axis"): axis for axis in found if isinstance(axis, dict)}
+        names = [axis["axis"] for axis in asked]
+        if list(by_name) != names:
+            return f"axes: {', '.join(map(str, by_name))} there, {', '.join(names)} asked for now"
+        faults = [
+            f"{part} of {axis['axis']}: {_lists(by_name[axis['axis']].get(part), axis[part])}"
+            for axis in asked
+            for part in ("levels", "parameters")
+            if by_name[axis["axis"]].get(part) != axis[part]
+        ]
+        return "; ".join(faults)
+    return f"{key}: {_short(found)} there, {_short(asked)} asked for now"
+
+
+def _lists(found: Any, asked: list[Any]) -> str:
+    if not isinstance(found, list):
+        return f"{_short(found)} there, {_some(asked)} asked for now"
+    only_found = [item for item in found if item not in asked]
+    only_asked = [item for item in asked if item not in found]
+    if not only_found and not only_asked:
+        return "in another order"
+    parts = ((only_found, "only there"), (only_asked, "only asked for now"))
+    return " and ".join(f"{_some(items)} {where}" for items, where in parts if items)
+
+
+def _some(items: list[Any]) -> str:
+    shown = ", ".join(str(item) for item in items[:3])
+    return shown if len(items) <= 3 else f"{shown} and {len(items) - 3} more"
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    text = str(value)
+    return text if len(text) <= 24 else f"{text[:12]}..."

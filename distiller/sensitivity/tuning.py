@@ -1,0 +1,138 @@
+"""How blocks of images are run, and what of a network can be run in part at all.
+
+The same for the same network and images: results depend on it in the last digits of the loss. Whether
+bfloat16 is faster, where it is allowed, is measured.
+Knows nothing about data sets, files or processes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from distiller.errors import GraphTraceError
+from distiller.replay import Program, Rerun, read_program
+from distiller.replay.program import unbatched
+from distiller.sensitivity.block_engine import TOLERANCE, EngineSettings, Lane
+from distiller.sensitivity.variants import Unit, applied
+
+_SMALLEST_CHUNK = 16
+_CHUNK_BYTES = 2**22
+"""Of the largest result for a chunk: about what stays in a cache."""
+_CHECKED_IMAGES = 32
+_FIXED_CHUNK = 64
+"""Of networks that take no other number of images than they are traced with."""
+
+
+def traced_program(model: nn.Module, images: Tensor) -> tuple[Program | None, str]:
+    """The program of a model, or None and why there is none.
+
+    Args:
+        model: the model.
+        images: a block, (batch, ...).
+    """
+    example = images[
+        torch.arange(3, device=images.device) % len(images)
+    ]  # three: no size of a layer by chance
+    try:
+        program = read_program(model, example)
+        return (program if program.batch is None else read_program(model, images[:_FIXED_CHUNK])), ""
+    except GraphTraceError as error:
+        return None, str(error)
+
+
+@torch.inference_mode()
+def choose_settings(
+    model: nn.Module, program: Program, units: Sequence[Unit], images: Tensor, *, fast: bool = False
+) -> EngineSettings:
+    """Chunk, memory layout and type, and the units that are run as a whole.
+
+    Args:
+        model: in evaluation mode.
+        program: of the model, as `traced_program` gives it.
+        units: of the sweep.
+        images: a block.
+        fast: take bfloat16 if it is faster.
+    """
+    checked = images[: program.batch or _CHECKED_IMAGES]
+    expected = model(checked)
+    fault = ""
+    for channels_last in (True, False) if _has_images(program) else (False,):
+        try:
+            difference = _difference(Lane(model, program, units, (), channels_last).dense(checked), expected)
+        except RuntimeError as error:  # torch's, of an operation that does not take that layout
+            fault = str(error).splitlines()[0]
+            continue
+        if difference <= TOLERANCE / 4:
+            chunk = program.batch or min(
+                len(images), max(_SMALLEST_CHUNK, _CHUNK_BYTES // image_bytes(program))
+            )
+            settings = EngineSettings(chunk, channels_last)
+            if fast:
+                settings = replace(settings, bfloat16=_is_faster(model, program, settings, images))
+            return replace(settings, whole=_uncuttable(model, program, units, settings, checked))
+        # Something in it is not continuous: with sums in another order it is another network.
+        fault = f"step by step its logits differ by {difference:.1g} of the largest"
+    return EngineSettings(len(images), whole=dict.fromkeys(range(len(units)), fault))
+
+
+def image_bytes(program: Program) -> int:
+    """Of the largest result for one image, in float32."""
+    shapes = [step.shape for step in program.steps if not unbatched(step.shape)]
+    return 4 * max((math.prod(shape[1:]) for shape in shapes if shape is not None), default=1)
+
+
+def _has_images(program: Program) -> bool:
+    return any(step.kind == "conv2d" for step in program.steps)
+
+
+def _is_faster(model: nn.Module, program: Program, settings: EngineSettings, images: Tensor) -> bool:
+    """Whether bfloat16 is, and is taken by every operation."""
+    seconds = []
+    for dtype in (None, torch.bfloat16):
+        lane = Lane(model, program, (), (), settings.channels_last, dtype)
+        rounds = []
+        for _ in range(4):
+            begin = time.perf_counter()
+            try:
+                lane.dense(images[: settings.chunk])
+            except RuntimeError:  # torch's, of an operation that does not take that type
+                return False
+            rounds.append(time.perf_counter() - begin)
+        seconds.append(min(rounds))
+    return seconds[1] < seconds[0]
+
+
+def _uncuttable(
+    model: nn.Module, program: Program, units: Sequence[Unit], settings: EngineSettings, images: Tensor
+) -> dict[int, str]:
+    """Units whose strongest variant does not give in part what it gives as a whole: place -> why."""
+    found = {}
+    for place, unit in enumerate(units):
+        try:
+            Rerun(program, unit.tensors, unit.inputs)
+        except GraphTraceError as error:
+            found[place] = str(error)
+            continue
+        channels_last = settings.channels_last and not unit.inputs
+        lane = Lane(model, program, units, (place,), channels_last, is_smooth=not unit.inputs)
+        variant = unit.make(unit.levels[-1])
+        ((_, (logits,)),) = lane.run(images, {place: lambda variant=variant: [variant]})
+        with applied(model, variant):
+            difference = _difference(logits, model(images))
+        if difference > TOLERANCE / 4:
+            found[place] = f"run in part, its logits differ by {difference:.1g} of the largest"
+    return found
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the largest value; infinite where either is not finite."""
+    if not bool(found.isfinite().all() & expected.isfinite().all()):
+        return float("inf") if not torch.equal(found.isfinite(), expected.isfinite()) else 0.0
+    scale = float(expected.abs().max())
+    return float((found - expected).abs().max()) / scale if scale else float((found - expected).abs().max())

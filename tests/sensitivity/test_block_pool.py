@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from distiller.errors import DistillerError, SensitivityError, UsageError
+from distiller.sensitivity.axes import AXES, AxisContext
+from distiller.sensitivity.block_engine import EngineSettings
+from distiller.sensitivity.block_pool import BlockPool, BlockTask
+from distiller.sensitivity.variants import Unit, Variant
+from tests.replay.networks import images, make
+
+X, Y = images(20), torch.arange(20) % 10
+SETTINGS = EngineSettings(4, channels_last=True)
+
+
+def tasks(active=None):
+    return (BlockTask(i, x, y, active) for i, (x, y) in enumerate(zip(X.split(6), Y.split(6), strict=True)))
+
+
+def run(model, units, given, jobs=1):
+    with BlockPool(model, units, SETTINGS, jobs) as pool:
+        yield from pool.run(given)
+
+
+def units_of(model):
+    return AXES["element"].units(model, ["*"], (0.3, 0.8), AxisContext())
+
+
+def test_several_processes_say_what_one_says():
+    model = make("Residual")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    alone = dict(run(model, units_of(model), tasks()))
+    together = dict(run(model, units_of(model), tasks(), jobs=2))
+    assert sorted(alone) == [0, 1, 2, 3]
+    assert together == alone
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_only_what_is_wanted_is_run_and_modes_come_back(jobs):
+    model = make("Residual").train()
+    model.norm1.eval()
+    scores = dict(run(model, units_of(model), tasks({(1, 0)}), jobs))
+    assert {tuple(block.points) for block in scores.values()} == {((1, 0),)}
+    assert model.training
+    assert not model.norm1.training
+
+
+def test_tasks_are_asked_for_when_there_is_room():
+    asked = []
+
+    def counted():
+        for task in tasks():
+            asked.append(task.index)
+            yield task
+
+    model = make("Plain")
+    done = run(model, units_of(model), counted(), jobs=1)
+    next(done)
+    assert asked == [0]
+
+
+class Failing:
+    def __call__(self, level):
+        raise DistillerError("sensitivity of 'fc.weight': holds NaN")
+
+
+class Dying:
+    """Ends the process, as the kernel does when memory is short."""
+
+    def __call__(self, level):
+        os._exit(9)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_is_wrong_with_a_unit_is_told(jobs):
+    model = make("Plain")
+    unit = Unit("element", "fc1.weight", (0.5,), Failing(), ("fc1.weight",))
+    with pytest.raises(DistillerError) as raised:
+        list(run(model, [unit], tasks(), jobs))
+    assert str(raised.value) == "sensitivity of 'fc.weight': holds NaN"
+
+
+def test_a_process_that_dies_is_told():
+    unit = Unit("element", "fc1.weight", (0.5,), Dying(), ("fc1.weight",))
+    with pytest.raises(SensitivityError) as raised:
+        list(run(make("Plain"), [unit], tasks(), jobs=2))
+    assert str(raised.value) == (
+        "sensitivity: a process ended with exit status 9, out of memory perhaps; what was measured is kept: "
+        "go on with fewer --sense-jobs"
+    )
+
+
+def test_a_model_that_cannot_be_copied_is_refused():
+    class Local(nn.Linear):
+        """Cannot be pickled."""
+
+    with pytest.raises(UsageError, match=r"^--sense-jobs: the model cannot be copied into other processes, "):
+        list(run(Local(2, 2), [Unit("x", "weight", (1.0,), Variant)], tasks(), jobs=2))
+
+
+class Unreadable(nn.Linear):
+    """Can be written, and not read."""
+
+    def __setstate__(self, state):
+        raise ValueError("no")
+
+
+def test_a_model_that_other_processes_cannot_read_is_refused():
+    with pytest.raises(UsageError) as raised:
+        list(run(Unreadable(2, 2), [Unit("x", "weight", (1.0,), Variant)], tasks(), jobs=2))
+    assert str(raised.value) == (
+        "--sense-jobs: the model cannot be copied into other processes, ValueError: no; give --sense-jobs 1"
+    )

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from distiller.errors import SensitivityError, UsageError
+from distiller.model_summaries import total_macs
+from distiller.names import named_parameters
+from distiller.pruning.n_to_m import n_to_m_mask
+from distiller.sensitivity.prunables import (
+    coupled_prunables,
+    macs_by_weight,
+    removed_macs,
+    single_prunables,
+)
+from distiller.thinning import apply_recipe, thinning_recipe
+from distiller.thinning.trial import model_groups
+
+LEVELS = (0.5, 0.05, 0.25, 1.0)
+
+
+class Residual(nn.Module):
+    """conv1 - bn1 - relu - (conv2 - relu - conv3) + shortcut - pool - fc."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_shape = (1, 1, 8, 8)
+        self.conv1 = nn.Conv2d(1, 8, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 4, 3, padding=1)
+        self.conv3 = nn.Conv2d(4, 8, 3, padding=1)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.bn1(self.conv1(x)).relu()
+        x = x + self.conv3(self.conv2(x).relu())
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.fixture
+def residual():
+    return Residual()
+
+
+def shapes_of(model):
+    return {name: tuple(param.shape) for name, param in named_parameters(model)}
+
+
+def test_levels_of_a_weight_take_elements_and_their_share_of_the_macs():
+    (own,) = single_prunables("element", {"w": (4, 5, 1, 1)}, {"w": 2000}, LEVELS, 4)
+    assert (own.weights, own.curves, own.elements, own.size) == (("w",), ("w",), 20, 0)
+    assert {level: (a.elements, a.macs) for level, a in own.amounts.items()} == {
+        0.05: (1, 100), 0.25: (5, 500), 0.5: (10, 1000),
+    }  # fmt: skip
+
+
+def test_a_level_that_takes_nothing_or_all_is_none():
+    (own,) = single_prunables("element", {"w": (3, 3)}, {}, (0.05, 0.5, 1.0), 4)
+    assert list(own.amounts) == [0.5]
+    (own,) = single_prunables("channel", {"w": (6, 2, 3, 3)}, {}, (0.25, 0.5, 0.95, 1.0), 4)
+    assert {level: (a.elements, a.units) for level, a in own.amounts.items()} == {
+        0.5: (54, 1), 0.95: (54, 1),
+    }  # fmt: skip
+
+
+def test_of_m_neighbours_elements_are_counted_as_the_pruner_masks_them():
+    for channels in (8, 10):
+        weight = torch.randn(3, channels)
+        (own,) = single_prunables("n:m", {"w": (3, channels)}, {}, (0.25, 0.5, 0.75), 4)
+        assert {level: a.elements for level, a in own.amounts.items()} == {
+            k / 4: int((n_to_m_mask(weight, 4 - k, 4) == 0).sum()) for k in (1, 2, 3)
+        }
+
+
+def test_a_level_of_other_blocks_is_refused():
+    with pytest.raises(UsageError) as error:
+        single_prunables("n:m", {"w": (3, 8)}, {}, (1 / 3,), 4)
+    assert str(error.value) == (
+        "axis 'n:m': level 0.333333 is not of blocks of 4, as the sweep says they are"
+    )
+
+
+def test_bits_save_bits_and_fewer_are_stronger():
+    (own,) = single_prunables("weight-bits", {"w": (2, 5)}, {}, (1.0, 2.0, 8.0), 4)
+    assert {bits: a.elements for bits, a in own.amounts.items()} == {8.0: 240, 2.0: 300}
+    assert list(own.amounts) == [8.0, 2.0]
+
+
+@pytest.mark.parametrize("axis", ["rank", "activation-bits"])
+def test_no_schedule_is_made_of_other_axes(axis):
+    with pytest.raises(UsageError) as error:
+        single_prunables(axis, {"w": (2, 5)}, {}, (0.5,), 4)
+    assert str(error.value) == (
+        f"axis '{axis}': no schedule is made of it, only of element, channel, n:m, weight-bits, filter, group"
+    )
+
+
+def test_filters_that_are_added_go_together(residual):
+    swept = ["conv1.weight", "conv2.weight", "conv3.weight"]
+    found, reasons = coupled_prunables(
+        "filter", model_groups(residual, "test"), shapes_of(residual), swept, LEVELS
+    )
+    assert [(own.name, own.weights, own.curves, own.size) for own in found] == [
+        ("conv1.weight", ("conv1.weight", "conv3.weight"), ("conv1.weight", "conv3.weight"), 8),
+        ("conv2.weight", ("conv2.weight",), ("conv2.weight",), 4),
+    ]
+    assert reasons == {}
+    assert {level: (a.units, a.elements) for level, a in found[0].amounts.items()} == {
+        0.25: (2, 2 * 9 + 2 * 36), 0.5: (4, 4 * 9 + 4 * 36),
+    }  # fmt: skip
+
+
+def test_groups_go_by_their_name(residual):
+    groups = model_groups(residual, "test")
+    found, reasons = coupled_prunables("group", groups, shapes_of(residual), ["conv2.weight"], LEVELS)
+    assert [(own.name, own.weights, own.curves) for own in found] == [
+        ("conv2.weight", ("conv2.weight",), ("conv2.weight",))
+    ]
+    assert reasons == {}
+    with pytest.raises(SensitivityError) as error:
+        coupled_prunables("group", groups, shapes_of(residual), ["conv9.weight"], LEVELS)
+    assert str(error.value) == (
+        "sweep: the model has no channel group 'conv9.weight'; it is of another model"
+    )
+
+
+def test_what_stays_whole_says_why(residual):
+    groups = model_groups(residual, "test")
+    found, reasons = coupled_prunables("filter", groups, shapes_of(residual), ["conv1.weight"], LEVELS)
+    assert found == ()
+    assert reasons == {"conv1.weight": "conv3.weight goes with it and was not swept"}
+    _, reasons = coupled_prunables("filter", groups, shapes_of(residual), ["fc.weight"], LEVELS)
+    assert set(reasons) == {"fc.weight"}
+
+
+def test_macs_of_several_groups_are_those_of_the_thinned_network(residual):
+    groups = model_groups(residual, "test")
+    swept = ["conv1.weight", "conv2.weight", "conv3.weight"]
+    found, _ = coupled_prunables("filter", groups, shapes_of(residual), swept, LEVELS)
+    levels = {"conv1.weight": 0.5, "conv2.weight": 0.25}
+    thinned = copy.deepcopy(residual)
+    apply_recipe(thinned, thinning_recipe(thinned, groups, {"conv1.weight": range(4), "conv2.weight": (0,)}))
+    dense, left = (total_macs(model, (1, 1, 8, 8)) for model in (residual, thinned))
+    assert removed_macs(groups, found, levels) == dense - left
+    alone = [removed_macs(groups, found, {name: level}) for name, level in levels.items()]
+    assert alone == [own.amounts[levels[own.name]].macs for own in found]
+    assert sum(alone) > dense - left
+    assert removed_macs(groups, found, {"conv1.weight": 0.0}) == 0
+
+
+def test_macs_are_those_of_the_layers_of_weights(residual):
+    by_weight, total = macs_by_weight(residual, torch.zeros(1, 1, 8, 8))
+    assert by_weight == {
+        "conv1.weight": 64 * 72, "conv2.weight": 64 * 288, "conv3.weight": 64 * 288, "fc.weight": 24,
+    }  # fmt: skip
+    assert total == sum(by_weight.values()) == total_macs(residual, (1, 1, 8, 8))

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from distiller.replay import read_program
+from distiller.sensitivity.axes import AXES, AxisContext, input_ranges
+from distiller.sensitivity.block_engine import Lane
+from distiller.sensitivity.tuning import choose_settings, image_bytes, traced_program
+from tests.replay.networks import images, make
+
+X = images(40)
+
+
+def chosen(model, axis="element", fast=False):
+    context = AxisContext(dummy_input=X[:1], activation_ranges=input_ranges(model, [X]))
+    units = AXES[axis].units(model, ["*"], AXES[axis].default_levels(context), context)
+    return choose_settings(model, read_program(model, X[:3]), units, X, fast=fast), units
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("name", ["Plain", "Residual"])
+def test_a_chunk_is_chosen_and_every_unit_can_be_cut(name, axis):
+    settings, _ = chosen(make(name), axis)
+    assert 2 <= settings.chunk <= len(X)
+    assert not settings.bfloat16
+    assert settings.whole == {}
+
+
+def test_convolutions_of_images_are_run_channels_last():
+    assert chosen(make("Residual"))[0].channels_last
+    assert not chosen(make("Tied"))[0].channels_last
+
+
+@pytest.mark.parametrize("name, image_bytes_of", [("Residual", 8 * 8 * 8 * 4), ("Tied", 64 * 4)])
+def test_the_largest_result_of_a_chunk_stays_in_a_cache(name, image_bytes_of, monkeypatch):
+    program = read_program(make(name), X[:3])
+    assert image_bytes(program) == image_bytes_of
+    monkeypatch.setattr("distiller.sensitivity.tuning._CHUNK_BYTES", 20 * image_bytes_of)
+    assert chosen(make(name))[0].chunk == 20
+    monkeypatch.setattr("distiller.sensitivity.tuning._CHUNK_BYTES", 0)
+    assert chosen(make(name))[0].chunk == 16
+
+
+@pytest.mark.parametrize("is_faster", [False, True])
+def test_bfloat16_is_taken_only_where_it_is_allowed_and_faster(monkeypatch, is_faster):
+    monkeypatch.setattr("distiller.sensitivity.tuning._is_faster", lambda *args: is_faster)
+    assert not chosen(make("Residual"))[0].bfloat16
+    assert chosen(make("Residual"), fast=True)[0].bfloat16 == is_faster
+
+
+def test_bfloat16_that_an_operation_does_not_take_is_not_chosen(monkeypatch):
+    real = Lane.dense
+
+    def dense(self, x):
+        if self.is_coarse:
+            raise RuntimeError("not implemented for 'BFloat16'")
+        return real(self, x)
+
+    monkeypatch.setattr(Lane, "dense", dense)
+    assert not chosen(make("Residual"), fast=True)[0].bfloat16
+
+
+def test_a_network_of_a_fixed_batch_is_run_in_it():
+    assert chosen(make("FixedBatch"))[0].chunk == 3
+    program, _ = traced_program(make("FixedBatch"), images(100))
+    assert program is not None
+    assert program.batch == 64
+
+
+def test_a_layout_that_changes_the_answers_is_not_chosen(monkeypatch):
+    real = Lane.dense
+    monkeypatch.setattr(Lane, "dense", lambda self, x: real(self, x) + (self._format is not None))
+    settings, _ = chosen(make("Residual"))
+    assert (settings.channels_last, settings.whole) == (False, {})
+    monkeypatch.setattr(Lane, "dense", lambda self, x: real(self, x) + 1)
+    settings, units = chosen(make("Residual"))
+    assert set(settings.whole) == set(range(len(units)))
+    assert settings.whole[0].startswith("step by step its logits differ by ")
+
+
+def test_units_that_say_something_else_in_part_are_run_as_a_whole(monkeypatch):
+    real = Lane.run
+
+    def run(self, x, todo):
+        for place, logits in real(self, x, todo):
+            yield place, [own + (place == 2) for own in logits]
+
+    monkeypatch.setattr(Lane, "run", run)
+    settings, _ = chosen(make("Residual"))
+    assert list(settings.whole) == [2]
+    assert settings.whole[2].startswith("run in part, its logits differ by ")
+
+
+def test_a_network_that_cannot_be_traced_says_why():
+    class Deciding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(64, 10)
+
+        def forward(self, x):
+            return self.fc(x.flatten(1)) if x.sum() > 0 else -self.fc(x.flatten(1))
+
+    program, reason = traced_program(Deciding().eval(), X)
+    assert program is None
+    assert reason.startswith("Deciding: torch.export cannot trace it for running it in part: ")
+    assert traced_program(make("Residual"), X)[1] == ""
+
+
+def test_a_network_that_fails_step_by_step_is_run_as_a_whole(monkeypatch):
+    def fail(self, x):
+        raise RuntimeError("no kernel for that\nsecond line")
+
+    monkeypatch.setattr(Lane, "dense", fail)
+    settings, units = chosen(make("Residual"))
+    assert settings.whole == dict.fromkeys(range(len(units)), "no kernel for that")
