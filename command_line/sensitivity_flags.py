@@ -31,6 +31,9 @@ def add_sensitivity_flags(parser: argparse.ArgumentParser) -> None:
         "many")  # fmt: skip
     group.add_argument("--sense-block", type=at_least(2), default=4, metavar="M",
         help="M of the axis n:m (default: %(default)s)")  # fmt: skip
+    group.add_argument("--sense-valid", action="store_true",
+        help="sweep on the validation images, so that what is chosen by the curves leaves the test images "
+        "unseen")  # fmt: skip
     group.add_argument("--sense-resume", type=path, metavar="RUN_FOLDER",
         help="go on with a sweep that was interrupted")  # fmt: skip
 

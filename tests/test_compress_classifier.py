@@ -88,6 +88,7 @@ ADDED = [
     (["--sense-jobs"], "2", "sense_jobs", 2, None),
     (["--sense-fast"], SWITCH, "sense_fast", True, False),
     (["--sense-block"], "8", "sense_block", 8, 4),
+    (["--sense-valid"], SWITCH, "sense_valid", True, False),
     (["--pack"], "x.dsz", "pack", "x.dsz", None),
     (["--unpack"], "x.dsz", "unpack", "x.dsz", None),
     (["--plot-mixture"], "logs/x", "plot_mixture", "logs/x", None),

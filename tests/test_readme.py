@@ -30,7 +30,9 @@ LATEST = re.compile(r"(logs/demo/\w+)/latest_log_dir(?:/(.+))?")
 """A run of the demo, and a file of it."""
 LEFT_BEHIND = {
     classifier_jobs.train: {"results.json", "checkpoint.pth.tar", "best.pth.tar", "epochs.csv"},
-    classifier_jobs.sweep_sensitivity: {"sensitivity.csv", "sensitivity.png", "sensitivity.json"},
+    classifier_jobs.sweep_sensitivity: {
+        "sensitivity.csv", "sensitivity.png", "sensitivity.svg", "sensitivity.json",
+    },
     classifier_jobs.prune_greedily: {"results.json", "greedy.csv"},
     classifier_jobs.thinnify: {"checkpoint_thinned_checkpoint.pth.tar"},
     classifier_jobs.export_to_onnx: {"model.onnx"},
@@ -158,7 +160,8 @@ def test_every_job_has_an_example():
 
 def test_the_files_of_a_run_are_listed():
     listed = README.replace(
-        "`sensitivity.csv`, `.png`, `.json`", "sensitivity.csv sensitivity.png sensitivity.json"
+        "`sensitivity.csv`, `.png`, `.svg`, `.json`",
+        "sensitivity.csv sensitivity.png sensitivity.svg sensitivity.json",
     )
     assert [name for names in LEFT_BEHIND.values() for name in names if name not in listed] == []
 

@@ -71,9 +71,9 @@ def sweep_sensitivity(compressor: ClassifierCompressor) -> None:
     # What is wrong with axes, levels and names is told before the data are read.
     without = AxisContext(block=args.sense_block)
     sweep_units(model, [request for request in requests if request.axis != _ACTIVATIONS], without)
-    loader = compressor.data.test
+    loader, part = _images(compressor)
     target = _interrupted_sweep(args.sense_resume) if args.sense_resume else compressor.run.require_folder()
-    identity = f"{loader.num_samples} of {compressor.dataset}, {fingerprint(loader.indices())}"
+    identity = f"{loader.num_samples} of {compressor.dataset}{part}, {fingerprint(loader.indices())}"
     order = None if args.sense_error is None else random_order(loader.num_samples)
     data = LoaderBlocks(loader, identity, compressor.device, order)
     points = sensitivity_sweep(
@@ -123,6 +123,18 @@ def _requests(
         AxisRequest(name, find_axis(name).levels(*own[name]) if name in own else None, tuple(names or ("*",)))
         for name in chosen
     ]
+
+
+def _images(compressor: ClassifierCompressor) -> tuple[Loader, str]:
+    """What is swept on, and the part of the data set that it is."""
+    if not compressor.args.sense_valid:
+        return compressor.data.test, ""
+    if compressor.data.valid is None or compressor.data.valid_is_test:
+        raise UsageError(
+            "--sense-valid: there are no validation images; give a --validation-split above 0, or leave the "
+            "flag out"
+        )
+    return compressor.data.valid, " (validation)"
 
 
 def _context(compressor: ClassifierCompressor, requests: Iterable[AxisRequest]) -> AxisContext:

@@ -21,10 +21,10 @@ __all__ = [
     "parameter_labels",
 ]
 
-LONGEST_LABEL = 36
+LONGEST_LABEL = 42
 
 _SUFFIX = ".weight"
-_COMPONENT_WIDTHS = (LONGEST_LABEL, 16, 12, 9, 6)  # tried in this order
+_PART_WIDTHS = (16, 12, 9)  # tried in this order
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,22 +142,22 @@ def parameter_labels(names: Sequence[str]) -> dict[str, str]:
     """A label for each name, no two alike.
 
     It is the name without `.weight`. Where one is long, all are without what they share at both ends; where
-    that is not enough, long parts are cut.
+    that is not enough, long parts lose their middle, and then names their first parts.
     """
     labels = [name.removesuffix(_SUFFIX) for name in names]
     if _differ(labels) and _are_short(labels):
         return dict(zip(names, labels, strict=True))
     parts = [label.split(".") for label in labels]
     begin, end = _shared_ends(parts)
-    for width in _COMPONENT_WIDTHS:
-        cut = [
-            "…" * (begin > 0)
-            + ".".join(_cut(part, width) for part in own[begin : len(own) - end])
-            + "…" * (end > 0)
-            for own in parts
+    parts = [own[begin : len(own) - end] for own in parts]
+    cuts = [[[_cut(part, width) for part in own] for own in parts] for width in _PART_WIDTHS]
+    for shown in (parts, *cuts, *([_end_that_fits(own) for own in cut] for cut in cuts)):
+        found = [
+            "…" * (begin > 0 or len(own) < len(whole)) + ".".join(own) + "…" * (end > 0)
+            for own, whole in zip(shown, parts, strict=True)
         ]
-        if _differ(cut) and _are_short(cut):
-            return dict(zip(names, cut, strict=True))
+        if _differ(found) and _are_short(found):
+            return dict(zip(names, found, strict=True))
     return {
         name: name if len(name) <= LONGEST_LABEL else _cut_begin(name, f"{number}: ")
         for number, name in enumerate(names, start=1)
@@ -182,7 +182,16 @@ def _shared(names: Sequence[list[str]]) -> int:
 
 
 def _cut(part: str, width: int) -> str:
-    return part if len(part) <= width else f"{part[: width - 1]}…"
+    """A part without its middle, where it is long: what tells it from others is often a number at its end."""
+    kept = width - 1
+    return part if len(part) <= width else f"{part[: kept - kept // 2]}…{part[-(kept // 2) :]}"
+
+
+def _end_that_fits(parts: list[str]) -> list[str]:
+    """The last parts of a name, as many as make a short label; at least one."""
+    while len(parts) > 1 and len(".".join(parts)) > LONGEST_LABEL - len("……"):
+        parts = parts[1:]
+    return parts
 
 
 def _cut_begin(name: str, number: str) -> str:

@@ -110,6 +110,20 @@ def test_with_an_error_points_have_intervals(program, trained):
     assert any(int(row["n"]) < int(points[0]["n"]) for row in points)
 
 
+def test_validation_images_are_swept_where_they_are_asked_for(program, trained):
+    command = TINY + f"--sense element --sense-range 0.5 0.5 0.1 --exp-load-weights-from {trained} "
+    program.run(command + "--sense-valid --validation-split 0.2 -o out").succeeded()
+    folder = program.latest("out")
+    assert "(validation)" in json.loads((folder / "sensitivity.json").read_text())["test_images"]
+    assert int(rows(folder)[0]["n"]) == 287  # a fifth of 1,437
+    done = program.run(command + "--sense-valid --validation-split 0")
+    assert done.status == 2
+    assert done.err == (
+        "UsageError: --sense-valid: there are no validation images; give a --validation-split above 0, or leave the "
+        "flag out\n"
+    )
+
+
 def test_two_processes_write_the_same_file(program, trained):
     command = TINY + f"--sense element --sense-range 0 0.8 0.4 --exp-load-weights-from {trained} "
     program.run(command + "--sense-jobs 1 -o one").succeeded()

@@ -64,6 +64,13 @@ def test_bars_hold_where_nothing_is_lost(few_bits):
     assert all(bar.holds for bar in found)
 
 
+def test_all_cells_are_measured_and_every_bar_holds():
+    results = read_results()
+    assert [cell.name for cell in cells() if cell.name not in results] == []
+    assert "not measured" not in page(results)
+    assert [bar.text for bar in bars(results) if not bar.holds] == []
+
+
 @pytest.mark.parametrize(("lost", "missed"), [(0.3, 0), (0.31, 1), (1.01, 3), (1.51, 6)])
 def test_bars_are_missed_by_what_is_above_them(few_bits, lost, missed):
     assert sum(not bar.holds for bar in bars(full(lost, **IN_INTEGERS))) == 2 * missed

@@ -34,24 +34,36 @@ def test_long_names_lose_what_they_share_at_both_ends():
     assert labels_of(*names) == ["…0…", "…1…", "…2…"]
 
 
-def test_long_parts_are_cut_where_that_is_not_enough():
-    names = [
-        "stem.conv",
-        "encoder.b1.self_attention_of_the_heads.query.linear",
-        "encoder.b2.mlp.linear",
-    ]
+def test_long_parts_lose_their_middle_where_that_is_not_enough():
+    names = ["stem.conv", "encoder.layer_1.self_attention_of_all_the_heads.query", "encoder.layer_2.query"]
 
     assert labels_of(*names) == [
         "stem.conv",
-        "encoder.b1.self_attent….query.linear",
-        "encoder.b2.mlp.linear",
+        "encoder.layer_1.self_att…e_heads.query",
+        "encoder.layer_2.query",
+    ]
+
+
+def test_names_of_a_transformer_keep_the_number_of_the_layer():
+    names = [
+        f"encoder.layers.encoder_layer_{layer}.{part}"
+        for layer in (1, 11)
+        for part in ("self_attention.in_proj_weight", "mlp.0.weight")
+    ]
+
+    assert labels_of(*names, "heads.head.weight") == [
+        "…encode…yer_1.self_a…ntion.in_pro…eight",
+        "encoder.layers.encode…yer_1.mlp.0",
+        "…encode…er_11.self_a…ntion.in_pro…eight",
+        "encoder.layers.encode…er_11.mlp.0",
+        "heads.head",
     ]
 
 
 def test_names_that_stay_too_long_are_numbered():
-    names = ["a.b." + "x" * 40 + ".c" * 40, "a.d." + "x" * 40 + ".c" * 41, "e"]
+    names = ["a.b.w" + ".c" * 40, "a.d.w" + ".c" * 41, "e"]
 
-    assert labels_of(*names) == ["1: …" + ".c" * 16, "2: …" + ".c" * 16, "e"]
+    assert labels_of(*names) == ["1: …" + ".c" * 19, "2: …" + ".c" * 19, "e"]
 
 
 @given(

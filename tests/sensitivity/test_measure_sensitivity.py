@@ -1,0 +1,57 @@
+"""The study of what sweeps are good for: what its page says."""
+
+from __future__ import annotations
+
+from distiller.sensitivity.curves import Score, SensitivityPoint
+from docs import measure_sensitivity
+from docs.measure_sensitivity import page, verdict
+
+
+def card(correct: int) -> dict:
+    return {"measured": {"top1_correct": correct, "n": 10_000, "weight_sparsity": 0.8}}
+
+
+CARDS = {"recommended": [card(9310), card(9320), card(9330)], "uniform": [card(9290), card(9300), card(9310)]}
+POINTS = [
+    SensitivityPoint(axis, "conv1.weight", level, Score(top1, 99.0, 0.1))
+    for axis, level, top1 in [
+        ("element", 0.0, 93.0), ("element", 0.3, 92.5), ("element", 0.6, 91.0), ("element", 0.9, 92.5),
+        ("weight-bits", 32.0, 93.0), ("weight-bits", 8.0, 93.0), ("weight-bits", 4.0, 90.0),
+        ("rank", 0.0, 93.0), ("rank", 0.5, 50.0),
+    ]
+]  # fmt: skip
+
+
+def test_the_table_says_how_far_each_layer_can_go_without_a_worse_level_before():
+    assert "| `conv1.weight` | 0.3 |  |  |  |  | 8 |  | - |" in page(POINTS, CARDS)
+
+
+def test_both_sides_are_told_whichever_way_they_fall():
+    text = page(POINTS, CARDS)
+    assert (
+        "| levels by the sweep | 93.20 % +- 0.25 % | 9,310, 9,320, 9,330 | 80.00 %, 80.00 %, 80.00 % |"
+        in text
+    )
+    assert (
+        "| 80 % in every layer | 93.00 % +- 0.25 % | 9,290, 9,300, 9,310 | 80.00 %, 80.00 %, 80.00 % |"
+        in text
+    )
+    assert verdict(CARDS) == "Levels by the sweep train to a better accuracy: +0.20 points."
+    swapped = {"recommended": CARDS["uniform"], "uniform": CARDS["recommended"]}
+    assert verdict(swapped) == "Levels by the sweep train to a no better accuracy: -0.20 points."
+
+
+def test_what_is_missing_is_told():
+    assert verdict({"recommended": CARDS["recommended"][:2], "uniform": []}) == "Not all seeds are measured."
+    assert "| 80 % in every layer | not measured | | |" in page(POINTS, {**CARDS, "uniform": []})
+
+
+def test_what_is_kept_is_not_made_again(monkeypatch, tmp_path):
+    monkeypatch.setattr(measure_sensitivity, "RESULTS", tmp_path)
+    monkeypatch.setattr(
+        measure_sensitivity, "_run", lambda *flags: (_ for _ in ()).throw(AssertionError(flags))
+    )
+    for name in ("sensitivity.csv", "recommended.yaml", "uniform.yaml"):
+        (tmp_path / name).touch()
+    assert measure_sensitivity.sweep() == tmp_path / "sensitivity.csv"
+    measure_sensitivity.schedules()
