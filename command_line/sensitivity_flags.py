@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from command_line.argument_types import at_least, path
 
@@ -45,7 +46,13 @@ def _names(text: str) -> tuple[str, ...]:
 class _Range(argparse.Action):
     """`A B STEP` of the one axis, or `AXIS A B STEP`, which may be repeated: {axis or "": numbers}."""
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: Any = None,
+    ) -> None:
         axis, numbers = ("", values) if len(values) == 3 else (values[0].lower(), values[1:])
         try:
             if len(numbers) != 3:
@@ -57,6 +64,4 @@ class _Range(argparse.Action):
                 f"'weight-bits 8 2 1', got '{' '.join(values)}'"
             )
         ranges = dict(getattr(namespace, self.dest) or {})
-        if axis in ranges:
-            parser.error(f"argument {option_string}: given twice for {axis or 'the same axis'}")
         setattr(namespace, self.dest, {**ranges, axis: found})

@@ -108,10 +108,17 @@ class SweepFolder:
             self._kept = kept
 
     def finished(self) -> list[SensitivityPoint] | None:
-        """The points of a sweep that is over, None of one that is not."""
+        """The points of a sweep that is over, None of one that is not, or that lost some of them."""
         if not self.path.exists() or self._blocks_path.exists():
             return None
-        return points_from_csv(self.path)
+        points = points_from_csv(self.path)
+        expected = {
+            (axis["axis"], parameter, level)
+            for axis in self._settings["axes"]
+            for parameter in axis["parameters"]
+            for level in axis["levels"]
+        }
+        return points if {(p.axis, p.parameter, p.level) for p in points} == expected else None
 
     def choose(self, engine: EngineSettings) -> None:
         """Keep how blocks are run, for runs that go on here."""

@@ -305,7 +305,7 @@ def test_validation_part_of_an_image_folder_is_not_augmented(image_folder):
 # From Python 3.12 on a fork is reported when PyTorch's threads run; its workers are forked nevertheless.
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_image_batches_do_not_depend_on_the_number_of_workers(image_folder, monkeypatch):
-    monkeypatch.setattr(data_loaders, "_processors", lambda: 2)
+    monkeypatch.setattr(data_loaders, "usable_processors", lambda: 2)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
     before = random_states()
     runs = [epoch(folder_data(image_folder, seed=5, workers=workers).train, 2) for workers in (0, 1, 2)]
@@ -360,12 +360,6 @@ def test_real_digits_go_through_from_end_to_end():
     assert images.shape == (1295, 1, 28, 28)
     assert abs(images.mean().item()) < 0.02
     assert set(labels.tolist()) == set(range(10))
-
-
-def test_processors_are_counted_where_affinity_is_unknown(monkeypatch):
-    monkeypatch.delattr("os.sched_getaffinity", raising=False)
-    monkeypatch.setattr("os.cpu_count", lambda: None)
-    assert data_loaders._processors() == 1
 
 
 def test_settings_alone_make_a_loader():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distiller.apputils.device import choose_device
+from distiller.apputils.device import choose_device, usable_processors
 from distiller.errors import UsageError
 
 
@@ -56,3 +56,9 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch, device, gpus, text):
     with pytest.raises(UsageError) as caught:
         choose_device(device, gpus=gpus)
     assert text in str(caught.value)
+
+
+def test_processors_are_counted_where_affinity_is_unknown(monkeypatch):
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: None)
+    assert usable_processors() == 1

@@ -93,6 +93,15 @@ def test_a_complete_sweep_is_its_points(tmp_path):
     assert SweepFolder(tmp_path, SETTINGS).finished() == POINTS
 
 
+@pytest.mark.parametrize("lost", range(5))
+def test_a_file_that_lost_points_is_of_no_finished_sweep(tmp_path, lost):
+    with SweepFolder(tmp_path, SETTINGS) as files:
+        files.complete(POINTS)
+    lines = files.path.read_text().splitlines(keepends=True)
+    files.path.write_text("".join(lines[: len(lines) - lost]))
+    assert (SweepFolder(tmp_path, SETTINGS).finished() is None) == (lost > 0)
+
+
 def test_an_empty_folder_is_of_no_finished_sweep(tmp_path):
     assert SweepFolder(tmp_path, SETTINGS).finished() is None
 

@@ -29,12 +29,10 @@ def test_the_table_says_how_far_each_layer_can_go_without_a_worse_level_before()
 def test_both_sides_are_told_whichever_way_they_fall():
     text = page(POINTS, CARDS)
     assert (
-        "| levels by the sweep | 93.20 % +- 0.25 % | 9,310, 9,320, 9,330 | 80.00 %, 80.00 %, 80.00 % |"
-        in text
+        "| levels by the sweep | 93.20 +- 0.25 % | 9,310, 9,320, 9,330 | 80.00 %, 80.00 %, 80.00 % |" in text
     )
     assert (
-        "| 80 % in every layer | 93.00 % +- 0.25 % | 9,290, 9,300, 9,310 | 80.00 %, 80.00 %, 80.00 % |"
-        in text
+        "| 80 % in every layer | 93.00 +- 0.25 % | 9,290, 9,300, 9,310 | 80.00 %, 80.00 %, 80.00 % |" in text
     )
     assert verdict(CARDS) == "Levels by the sweep train to a better accuracy: +0.20 points."
     swapped = {"recommended": CARDS["uniform"], "uniform": CARDS["recommended"]}
