@@ -1,12 +1,13 @@
 """Sensitivity sweeps: the plain loop and the engine, side by side, on the same trained network and images.
 
 The plain loop evaluates the whole network for every weight and level (22 weights x 20 levels on ResNet-20),
-images in memory, in inference mode, on all threads, at the batch size that is the fastest for it. The engine
-runs one process for each thread. They take turns, block by block; that every count agrees is checked.
+images in memory, in inference mode, on all threads, at the batch size that is the fastest for it, and with
+the memory settings of the engine's processes, of which there is one for each thread. They take turns, block
+by block; that every count agrees is checked.
 
     python benchmarks/sensitivity.py            # ResNet-20 on 1,000 images, VGG-16 and ResNet-18 on fewer
     python benchmarks/sensitivity.py --full     # ResNet-20 on all 10,000, and the statistical mode: hours
-    python benchmarks/sensitivity.py --quick    # ResNet-20, fewer levels and images: within a minute
+    python benchmarks/sensitivity.py --quick    # ResNet-20, fewer levels and images, without --sense-fast
 
 ResNet-20 is the one of `make results-schedules`, on the test images of Fashion-MNIST; where there is none,
 and of the other networks, weights are random. Ratios are medians over the blocks; starting the processes is
@@ -17,12 +18,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import multiprocessing
 import resource
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,13 +39,14 @@ from benchmarks.side_by_side import finish
 from distiller.apputils.datasets import decode_dataset
 from distiller.evaluation_mode import evaluating
 from distiller.models import create_model
+from distiller.replay import applied
 from distiller.sensitivity import AxisRequest, TensorBlocks, random_order, sensitivity_sweep
 from distiller.sensitivity.axes import AXES, AxisContext
 from distiller.sensitivity.block_engine import BlockScores, Place
-from distiller.sensitivity.block_pool import BlockPool, BlockTask
+from distiller.sensitivity.block_pool import BlockPool, BlockTask, keep_freed_memory
 from distiller.sensitivity.decisions import Tally
 from distiller.sensitivity.tuning import choose_settings, traced_program
-from distiller.sensitivity.variants import Unit, applied
+from distiller.sensitivity.units import Unit
 
 T = TypeVar("T")
 BARS = {"element": 3.0, "filter": 3.5}
@@ -80,7 +84,7 @@ def resnet20(count: int, block: int) -> Workload:
     print(f"resnet20: {'trained' if found else 'random weights: there is no checkpoint of it'}")
     decoded = decode_dataset("fashion-mnist", None, test_only=True)
     facts = decoded.facts
-    pixels = nn.functional.pad(decoded.test.images, (2, 2, 2, 2)).float().div(255)  # type: ignore[union-attr]
+    pixels = decoded.test.images.float().div(255)  # type: ignore[union-attr]
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (facts.mean, facts.std))
     images = (pixels - mean) / std
     return Workload("resnet20", model, images[:count], decoded.test.labels[:count], block)  # type: ignore[union-attr]
@@ -130,82 +134,123 @@ def fastest_batch(work: Workload) -> int:
     return min(times, key=times.__getitem__)
 
 
-def compare(work: Workload, axis: str, levels: Sequence[float], jobs: int) -> tuple[dict[str, float], float]:
-    """Ratios of one axis, and the seconds of the plain loop for an image."""
+@dataclass(frozen=True)
+class Comparison:
+    """Of one axis.
+
+    Attributes:
+        figures: ratios, by name.
+        plain_seconds: of the plain loop, for all images.
+        top1: right answers of all images, by (weight, level), as the plain loop counts them.
+    """
+
+    figures: dict[str, float]
+    plain_seconds: float
+    top1: dict[tuple[str, float], int]
+
+
+def compare(
+    work: Workload, axis: str, levels: Sequence[float], jobs: int, *, with_fast: bool = True
+) -> Comparison:
+    """The plain loop and the engine in turns, block by block; with `--sense-fast` beside if wanted."""
     units = AXES[axis].units(work.model, ["*"], levels, AxisContext(dummy_input=work.images[:1]))
     units = [unit for unit in units if unit.levels]
     batch = fastest_batch(work)
     rounds = list(
         zip(work.images.split(jobs * work.block), work.labels.split(jobs * work.block), strict=True)
     )
-    times: dict[str, list[float]] = {"plain": [], "engine": [], "fast": []}
-    flipped = starting = 0.0
+    times: dict[str, list[float]] = {"plain": []}
+    counted: dict[tuple[str, float], int] = {}
+    flipped = 0
     with evaluating(work.model):
         program, reason = traced_program(work.model, rounds[0][0])
         assert program is not None, reason
-        exact = choose_settings(work.model, program, units, rounds[0][0])
-        fast = choose_settings(work.model, program, units, rounds[0][0], fast=True)
-    begin = time.perf_counter()
-    with (
-        BlockPool(work.model, units, exact, jobs) as pool,
-        BlockPool(work.model, units, fast, jobs) as fast_pool,
-    ):
-        for one in (pool, fast_pool):
-            _run(one, *rounds[0], work.block, active=set())
-        starting = (time.perf_counter() - begin) / 2
+        settings = {"engine": choose_settings(work.model, program, units, rounds[0][0])}
+        if with_fast:
+            settings["fast"] = choose_settings(work.model, program, units, rounds[0][0], fast=True)
+    with ExitStack() as stack:
+        begin = time.perf_counter()
+        pools = {
+            side: stack.enter_context(BlockPool(work.model, units, setting, jobs))
+            for side, setting in settings.items()
+        }
+        for pool in pools.values():
+            _run(pool, *rounds[0], work.block, active=set())
+        starting = (time.perf_counter() - begin) / len(pools)
         for number, (images, labels) in enumerate(rounds, start=1):
             plain = _timed(times["plain"], plain_loop, work, units, images, labels, batch)
-            found = _timed(times["engine"], _run, pool, images, labels, work.block)
-            coarse = _timed(times["fast"], _run, fast_pool, images, labels, work.block)
-            _check(plain, found, work.name, axis)
-            flipped += sum(scores.flipped for scores in coarse)
-            print(
-                f"{work.name}, {axis}, block {number} of {len(rounds)}: plain {times['plain'][-1]:.2f} s, "
-                f"engine {times['engine'][-1]:.2f} s, fast {times['fast'][-1]:.2f} s",
-                flush=True,
-            )
+            for side, pool in pools.items():
+                found = _timed(times.setdefault(side, []), _run, pool, images, labels, work.block)
+                if side == "engine":
+                    _check(plain, found, work.name, axis)
+                else:
+                    flipped += sum(scores.flipped for scores in found)
+            for (place, level), tally in plain.items():
+                key = units[place].parameter, units[place].levels[level]
+                counted[key] = counted.get(key, 0) + tally.top1
+            seconds = ", ".join(f"{side} {values[-1]:.2f} s" for side, values in times.items())
+            print(f"{work.name}, {axis}, block {number} of {len(rounds)}: {seconds}", flush=True)
+        peaks = [_peak_memory(child.pid) for child in multiprocessing.active_children()]
     ratios = {
         side: statistics.median(p / own for p, own in zip(times["plain"], times[side], strict=True))
-        for side in ("engine", "fast")
+        for side in pools
     }
-    total = sum(times["plain"])
+    name, exact = f"{work.name}, {axis}", settings["engine"]
     print(
-        f"{work.name}, {axis}: {len(units)} weights, {len(units[0].levels) + 1} levels, {len(work.images)} "
-        f"images; every count agrees. Plain (batch {batch}) / engine (chunk {exact.chunk}"
-        f"{', channels last' if exact.channels_last else ''}): {ratios['engine']:.2f}; fast "
-        f"({'bfloat16' if fast.bfloat16 else 'no bfloat16 here'}, {flipped:.0f} dense decisions flipped): "
-        f"{ratios['fast']:.2f}"
+        f"{name}: {len(units)} weights, {len(units[0].levels) + 1} levels, {len(work.images)} images; every "
+        f"count agrees. Plain (batch {batch}) / engine (chunk {exact.chunk}"
+        f"{', channels last' if exact.channels_last else ''}): {ratios['engine']:.2f}"
     )
-    return {
-        f"{work.name}, {axis}": ratios["engine"],
-        f"{work.name}, {axis}, whole run": total / (sum(times["engine"]) + starting),
-        f"{work.name}, {axis}, fast": ratios["fast"],
-        f"{work.name}, {axis}, fast, dense decisions flipped": flipped,
-    }, total / len(work.images)
+    total = sum(times["plain"])
+    figures = {name: ratios["engine"], f"{name}, whole run": total / (sum(times["engine"]) + starting)}
+    if all(peaks):
+        figures[f"{name}, peak memory, one engine process, MB"] = max(peaks)
+    if with_fast:
+        print(
+            f"{name}: plain / fast ({'bfloat16' if settings['fast'].bfloat16 else 'no bfloat16 here'}): "
+            f"{ratios['fast']:.2f}; {flipped} dense decisions flipped"
+        )
+        figures |= {f"{name}, fast": ratios["fast"], f"{name}, fast, dense decisions flipped": flipped}
+    return Comparison(figures, total, counted)
+
+
+def _peak_memory(process: int | None) -> float:
+    """Of a process so far, in MB; 0 where the system does not say."""
+    status = Path(f"/proc/{process}/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
 def statistical(
-    work: Workload, axis: str, levels: Sequence[float], jobs: int, plain_seconds: float
+    work: Workload, axis: str, levels: Sequence[float], jobs: int, exact: Comparison
 ) -> dict[str, float]:
-    """Time and coverage of the statistical mode on all images, against the exact sweep."""
-    request = [AxisRequest(axis, tuple(levels))]
+    """Time and coverage of the statistical mode on all images, against the plain loop's."""
+    count = len(work.images)
+    data = TensorBlocks(work.images, work.labels, work.block, "benchmark", random_order(count))
     with tempfile.TemporaryDirectory() as folder:
-        data = TensorBlocks(work.images, work.labels, work.block, "benchmark")
-        exact = sensitivity_sweep(work.model, request, data, Path(folder) / "exact", jobs=jobs)
-        data = TensorBlocks(work.images, work.labels, work.block, "benchmark", random_order(len(work.images)))
         begin = time.perf_counter()
-        found = sensitivity_sweep(work.model, request, data, Path(folder) / "error", error=ERROR, jobs=jobs)
+        found = sensitivity_sweep(
+            work.model,
+            [AxisRequest(axis, tuple(levels))],
+            data,
+            Path(folder) / "sweep",
+            error=ERROR,
+            jobs=jobs,
+        )
         seconds = time.perf_counter() - begin
-    pairs = [(p, e) for p, e in zip(found, exact, strict=True) if p.level != AXES[axis].dense_level]
-    covered = sum(p.top1_low <= e.score.top1 <= p.top1_high for p, e in pairs)  # type: ignore[operator]
-    looked = statistics.mean(p.n for p, _ in pairs)  # type: ignore[type-var]
+    points = [point for point in found if point.level != AXES[axis].dense_level]
+    covered = sum(
+        point.top1_low <= 100 * exact.top1[point.parameter, point.level] / count <= point.top1_high  # type: ignore[operator]
+        for point in points
+    )
+    looked = statistics.mean(point.n for point in points)  # type: ignore[type-var]
     print(
-        f"{work.name}, {axis}, statistical at {ERROR}: {looked:.0f} of {len(work.images)} images on average, "
-        f"{covered} of {len(pairs)} intervals cover"
+        f"{work.name}, {axis}, statistical at {ERROR}: {looked:.0f} of {count} images on average, "
+        f"{covered} of {len(points)} intervals cover"
     )
     return {
-        f"{work.name}, {axis}, statistical": plain_seconds * len(work.images) / seconds,
-        f"{work.name}, {axis}, intervals that cover, percent": 100 * covered / len(pairs),
+        f"{work.name}, {axis}, statistical": exact.plain_seconds / seconds,
+        f"{work.name}, {axis}, intervals that cover, percent": 100 * covered / len(points),
     }
 
 
@@ -240,19 +285,20 @@ def main() -> None:
     )
     args = parser.parse_args()
     jobs = torch.get_num_threads()
+    keep_freed_memory()  # as the engine's processes do
     levels = [round(0.05 * i, 2) for i in range(20)]
     if args.quick:
-        levels = levels[::4]
+        levels = levels[::5]
     work = resnet20(
-        count=256 if args.quick else 10_000 if args.full else 1_000, block=64 if args.quick else 125
+        count=192 if args.quick else 10_000 if args.full else 1_000, block=48 if args.quick else 125
     )
     figures: dict[str, float] = {}
     bars = {f"resnet20, {axis}": ("at least", bar) for axis, bar in BARS.items()}
     for axis in BARS:
-        own, seconds = compare(work, axis, levels, jobs)
-        figures |= own
+        found = compare(work, axis, levels, jobs, with_fast=not args.quick)
+        figures |= found.figures
         if args.full:
-            figures |= statistical(work, axis, levels, jobs, seconds)
+            figures |= statistical(work, axis, levels, jobs, found)
             bars[f"resnet20, {axis}, statistical"] = ("at least", STATISTICAL_BAR)
             bars[f"resnet20, {axis}, intervals that cover, percent"] = ("at least", COVERAGE_BAR)
     if not args.quick:
@@ -261,12 +307,8 @@ def main() -> None:
             random_weights("resnet18, 64x64", "imagenet", "resnet18", 64, 256),
         ]
         for other, axis in itertools.product(others, BARS):
-            own, _ = compare(replace(other, block=64), axis, levels, jobs)
-            figures |= own
-    peaks = [
-        resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    ]
-    figures |= {"peak memory, this process, MB": peaks[0], "peak memory, one engine process, MB": peaks[1]}
+            figures |= compare(replace(other, block=64), axis, levels, jobs).figures
+    figures["peak memory, this process, MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     finish(figures, bars)
 
 

@@ -22,11 +22,22 @@ def parse(description: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def medians(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each side over `repeats` rounds, one call of each in turn, after one not counted."""
+def medians(
+    sides: Mapping[str, Callable[[], object]], repeats: int, *, warm: bool = False
+) -> dict[str, float]:
+    """Median seconds of each side over `repeats` rounds, one call of each in turn, after one not counted.
+
+    Args:
+        sides: what to time.
+        repeats: at least 1.
+        warm: call each side once more before each call that counts, so that what counts does not begin with
+            the caches and the memory that the other side left.
+    """
     times: dict[str, list[float]] = {name: [] for name in sides}
     for round_number in range(repeats + 1):
         for name, run in sides.items():
+            if warm:
+                run()
             begin = time.perf_counter()
             run()
             if round_number:

@@ -4,7 +4,8 @@ Forward and backward of C for the 266,610 parameters of LeNet-300-100 and 16 com
 all weights, means, log-precisions and mixing logits: by `mixture_penalty` (float32 weights and a float64
 mixture, as SoftWeightSharing has them), and by the plain torch expression in float32. Gradients of both are
 compared, and with those of the plain expression in float64. In two states of a training: at its beginning
-(components of standard deviation 0.25) and later on (0.03, and zero at 0.01).
+(components of standard deviation 0.25) and later on (0.03, and zero at 0.01). Each call that counts follows
+one of the same side, as in a training.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ def main() -> None:
                 ),
             },
             _REPEATS[args.quick],
+            warm=True,
         )
         ours = step(mixture_penalty, tensors)
         plain = step(plain_mixture_penalty, tensors, kind_of_mixture=torch.float32)

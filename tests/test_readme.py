@@ -33,6 +33,9 @@ LEFT_BEHIND = {
     classifier_jobs.sweep_sensitivity: {
         "sensitivity.csv", "sensitivity.png", "sensitivity.svg", "sensitivity.json",
     },
+    classifier_jobs.recommend_schedule: {"schedule.yaml"},
+    classifier_jobs.compress_layerwise: {"layerwise.csv"},
+    classifier_jobs.pack_checkpoint: {"model.dsz"},
     classifier_jobs.prune_greedily: {"results.json", "greedy.csv"},
     classifier_jobs.thinnify: {"checkpoint_thinned_checkpoint.pth.tar"},
     classifier_jobs.export_to_onnx: {"model.onnx"},
@@ -87,7 +90,7 @@ def parsed(line: str):
 
 def files_of(args) -> list[str]:
     named = (args.compress, args.resumed_checkpoint_path, args.load_model_path, args.qe_stats_file,
-             args.qe_config_file, args.sense_resume)  # fmt: skip
+             args.qe_config_file, args.sense_resume, args.recommend, args.kd_resume)  # fmt: skip
     return [file for file in named if file]
 
 
@@ -145,9 +148,10 @@ def test_the_files_that_a_command_names_are_there_or_left_by_the_demo(line):
             assert (ROOT / file).is_file(), file
             continue
         folder, name = found.groups()
-        assert (demo[folder].arch, demo[folder].dataset) == (args.arch, args.dataset)
+        arch = args.kd_teacher if file == args.kd_resume else args.arch
+        assert (demo[folder].arch, demo[folder].dataset) == (arch, args.dataset)
         left = LEFT_BEHIND[classifier_jobs.choose_job(demo[folder])]
-        assert name in left if name else file == args.sense_resume
+        assert name in left if name else file in (args.sense_resume, args.recommend)
         if args.resumed_checkpoint_path and not args.reset_optimizer and not args.thinnify:
             assert args.epochs > demo[folder].epochs
             assert args.compress == demo[folder].compress
@@ -198,6 +202,12 @@ def test_the_results_are_those_that_are_committed():
             assert f"{measured['bytes_sparse']:,} bytes stored sparse" in row
         if name == "int8":
             assert f"{measured['bytes_quantized']:,} bytes at the quantized width" in row
+
+
+def test_no_result_names_a_folder_of_the_machine_that_it_was_measured_on():
+    files = list((ROOT / "docs/results").rglob("*.json"))
+    assert files
+    assert [file.name for file in files if re.search(r'"/\w', file.read_text(encoding="utf-8"))] == []
 
 
 def test_the_figures_of_the_demo_are_those_in_the_header_of_its_schedule():

@@ -126,7 +126,7 @@ class Int8Figures:
         known = floating is not None and floating.top1_correct is not None and floating.n
         return {
             "version": 1,
-            "file": str(self.path),
+            "file": self.path.name,
             "onnxruntime": importlib.metadata.version("onnxruntime"),
             "agreement": _plain_parity(parity),
             "agreement_with_trained": None if self.trained is None else _plain_parity(self.trained),

@@ -163,6 +163,8 @@ class _StandIn:
 
 
 def _refuse_what_is_no_file(path: Path) -> None:
+    if path.is_symlink() and not path.exists():
+        raise CheckpointError(f"{path}: is a link to {path.readlink()}, which does not exist; check the path")
     if not path.exists():
         siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
         raise CheckpointError(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from distiller.apputils.data_loaders import Loader
+from distiller.apputils.given_flags import given_flags
 from distiller.apputils.sampling import fingerprint
 from distiller.errors import UsageError
 from distiller.names import unwrap
@@ -31,6 +32,7 @@ _LOG = logging.getLogger(__name__)
 _RANGE_IMAGES = 1024
 """Training images that the ranges of activations are measured on."""
 _ACTIVATIONS = "activation-bits"
+_BLOCKS = "n:m"
 
 
 class LoaderBlocks:
@@ -68,6 +70,8 @@ def sweep_sensitivity(compressor: ClassifierCompressor) -> None:
             "give a model that has some, or test this one with --evaluate"
         )
     requests = _requests(args.sensitivity, args.sense_range or {}, args.sense_params)
+    if "sense_block" in given_flags(args) and all(request.axis != _BLOCKS for request in requests):
+        raise UsageError(f"--sense-block: goes with the axis {_BLOCKS}, which --sense does not have")
     # What is wrong with axes, levels and names is told before the data are read.
     without = AxisContext(block=args.sense_block)
     sweep_units(model, [request for request in requests if request.axis != _ACTIVATIONS], without)
@@ -87,6 +91,7 @@ def sweep_sensitivity(compressor: ClassifierCompressor) -> None:
         jobs=args.sense_jobs,
         on_progress=_Reporter(),
     )
+    _LOG.info("Drawing %d points", len(points))
     pictures = plot_points(points, target)
     _LOG.info("Saved %s and %s", target / CSV_NAME, ", ".join(map(str, pictures)))
 

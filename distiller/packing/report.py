@@ -102,7 +102,7 @@ class PackReport:
     def to_json(self) -> dict[str, Any]:
         """The sizes as plain data."""
         return {
-            "file": str(self.path),
+            "file": self.path.name,
             "bytes": self.bytes,
             "original_bytes": self.original_bytes,
             "compression_rate": self.compression_rate,

@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them, for the parts of a program that do not change.
+"""Batch norms folded into the convolutions before them, where the norms do not change.
 
     norm(conv(x, w) + b) = conv(x, w s) + (b - mean) s + beta,    s = gamma / sqrt(var + eps)
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from distiller.replay.layer_outputs import CONVOLUTIONS
+from distiller.replay.memory_layout import is_channels_last, to_channels_last
 from distiller.replay.program import Program, Step, Value
 
 NORM = "_native_batch_norm_legit_no_training"
@@ -27,11 +28,24 @@ class Fold:
         steps: the indices of what it stands for: convolution, norm, and the norm's first result.
         sources: indices of the parameters and buffers that are in it.
         step: what is run instead; its result is the norm's.
+        weight: the index of the convolution's.
+        scale: (outputs, 1, ...), float64; what a weight is multiplied with.
     """
 
     steps: frozenset[int]
     sources: frozenset[int]
     step: Step
+    weight: int
+    scale: Tensor
+
+    def scaled(self, weight: Tensor) -> Tensor:
+        """A weight of the convolution as the fold's step takes it."""
+        return _scaled(weight, self.scale)
+
+    def with_open_weight(self) -> Step:
+        """Its step, with the weight, which is to be `scaled`, as a value that it reads."""
+        args = (self.step.args[0], Value(self.weight), *self.step.args[2:])
+        return replace(self.step, args=args, reads=(*self.step.reads, self.weight))
 
 
 def folded_norms(program: Program, state: Mapping[str, Tensor]) -> tuple[Fold, ...]:
@@ -61,14 +75,18 @@ def _folds(program: Program, state: Mapping[str, Tensor]) -> Iterator[Fold]:
             or any(index not in program.state for index in (*sources, *_weights(convolution)))
         ):
             continue
-        weight, bias = _folded(program, state, convolution, norm)
-        args = (convolution.args[0], weight, bias, *convolution.args[3:])
-        read = convolution.args[0]
+        scale, bias = _folded(program, state, convolution, norm)
+        read, weight = convolution.args[:2]
         assert isinstance(read, Value)
+        assert isinstance(weight, Value)
+        folded = _scaled(state[program.state[weight.index]], scale)
+        args = (read, folded, bias, *convolution.args[3:])
         yield Fold(
             steps=frozenset((convolution.index, norm.index, results[0].index)),
             sources=frozenset((*sources, *_weights(convolution))),
             step=replace(convolution, index=results[0].index, args=args, reads=(read.index,)),
+            weight=weight.index,
+            scale=scale,
         )
 
 
@@ -79,7 +97,7 @@ def _weights(convolution: Step) -> list[int]:
 def _folded(
     program: Program, state: Mapping[str, Tensor], convolution: Step, norm: Step
 ) -> tuple[Tensor, Tensor]:
-    """The weight and the bias, in double precision until the end."""
+    """The scale of the weight, in double precision, and the bias, in double precision until the end."""
 
     def tensor(arg: object, otherwise: float) -> Tensor:
         if isinstance(arg, Value):
@@ -94,10 +112,10 @@ def _folded(
     scale = gamma.to(weight.device) / torch.sqrt(variance.to(weight.device) + norm.args[6])
     bias = tensor(convolution.args[2] if len(convolution.args) > 2 else None, 0.0).to(weight.device)
     shape = (-1, *[1] * (weight.dim() - 1))
-    layout = torch.channels_last if _is_channels_last(weight) else torch.contiguous_format
-    folded = (weight.double() * scale.view(shape)).to(weight.dtype).contiguous(memory_format=layout)
-    return folded, ((bias - mean) * scale + beta).to(weight.dtype)
+    bias = (bias - mean.to(weight.device)) * scale + beta.to(weight.device)
+    return scale.view(shape), bias.to(weight.dtype)
 
 
-def _is_channels_last(weight: Tensor) -> bool:
-    return weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+def _scaled(weight: Tensor, scale: Tensor) -> Tensor:
+    scaled = (weight.double() * scale).to(weight.dtype)
+    return to_channels_last(scaled) if is_channels_last(weight) else scaled.contiguous()

@@ -5,7 +5,8 @@
     columns (channels) that are zero              | each column once for all weights: sums of parts
     anything else                                 | the layer
 
-Rows are exact, bit for bit. Sums of parts are equal but for the order of summation.
+Rows are exact, bit for bit, but where the layer has a norm folded into it. Sums of parts are equal but for
+the order of summation.
 Knows nothing about what the weights are for.
 """
 
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distiller.replay.memory_layout import is_channels_last, to_channels_last
 from distiller.replay.program import Step, Value
 
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
@@ -32,11 +34,13 @@ class LayerCall:
     Attributes:
         step: the layer.
         value: the values that it reads, by index.
+        weight: the dense weight, (outputs, inputs, ...).
         clean: what it gave.
     """
 
     step: Step
     value: Callable[[int], Tensor]
+    weight: Tensor
     clean: Tensor
 
     @property
@@ -45,15 +49,10 @@ class LayerCall:
         return self.value(self._index(0))
 
     @property
-    def weight(self) -> Tensor:
-        """The dense weight, (outputs, inputs, ...)."""
-        return self.value(self._index(1))
-
-    @property
     def bias(self) -> Tensor | None:
         """(outputs,), or None."""
-        has_one = len(self.step.args) > 2 and isinstance(self.step.args[2], Value)
-        return self.value(self._index(2)) if has_one else None
+        bias = self.step.args[2] if len(self.step.args) > 2 else None
+        return self.value(bias.index) if isinstance(bias, Value) else bias
 
     @property
     def channel_dim(self) -> int:
@@ -93,12 +92,13 @@ def layer_outputs(call: LayerCall, weights: Sequence[Tensor], *, in_parts: bool)
         in_parts: whether outputs may be sums of parts, where that is cheaper.
     """
     rows = [_zeroed(call.weight, weight, 0) for weight in weights]
+    without_rows = _without_rows if bool(call.clean.isfinite().all()) else _without_rows_of_any_value
     columns = [_zeroed(call.weight, weight, 1) for weight in weights] if in_parts else []
     if in_parts and not call.is_grouped and len(weights) > 2 and _are_nested(columns):
         yield from _sums_of_parts(call, columns)  # type: ignore[arg-type]
         return
     for weight, zeroed in zip(weights, rows, strict=True):
-        yield call.run(weight) if zeroed is None else _without_rows(call, zeroed)
+        yield call.run(weight) if zeroed is None else without_rows(call, zeroed)
 
 
 def _zeroed(dense: Tensor, weight: Tensor, dim: int) -> Tensor | None:
@@ -109,14 +109,22 @@ def _zeroed(dense: Tensor, weight: Tensor, dim: int) -> Tensor | None:
 
 
 def _without_rows(call: LayerCall, zeroed: Tensor) -> Tensor:
-    shape = [1] * call.clean.dim()
+    """The clean output, which is finite, with the bias in these channels."""
+    kept, bias = _for_an_image(call, ~zeroed), _for_an_image(call, call.bias)
+    return torch.addcmul(bias * (1 - kept), call.clean, kept)
+
+
+def _without_rows_of_any_value(call: LayerCall, zeroed: Tensor) -> Tensor:
+    return torch.where(_for_an_image(call, zeroed).bool(), _for_an_image(call, call.bias), call.clean)
+
+
+def _for_an_image(call: LayerCall, values: Tensor | None) -> Tensor:
+    """(1, ...), of the output's type: a value for each channel (default 0), laid out as the output of one
+    image is; torch is slow along one short dimension."""
+    image = torch.zeros_like(call.clean[:1])
+    shape = [1] * image.dim()
     shape[call.channel_dim] = -1
-    constant = (
-        torch.zeros((), dtype=call.clean.dtype, device=call.clean.device) if call.bias is None else call.bias
-    )
-    return torch.where(
-        zeroed.view(shape), constant if call.bias is None else constant.view(shape), call.clean
-    )
+    return image if values is None else image.copy_(values.view(shape))
 
 
 def _are_nested(columns: Sequence[Tensor | None]) -> bool:
@@ -154,6 +162,7 @@ def _part(call: LayerCall, chosen: Tensor, *, with_bias: bool) -> Tensor:
             torch.zeros_like(weight[:, :1]), x.narrow(call.channel_dim, 0, 1), with_bias=with_bias
         )
     part = x.index_select(call.channel_dim, chosen)
-    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        part = part.contiguous(memory_format=torch.channels_last)
-    return call.run(weight.index_select(1, chosen), part, with_bias=with_bias)
+    columns = weight.index_select(1, chosen)
+    if is_channels_last(x):
+        part, columns = to_channels_last(part), to_channels_last(columns)
+    return call.run(columns, part, with_bias=with_bias)

@@ -7,7 +7,7 @@ Knows nothing about what the values are for.
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,22 +20,31 @@ from distiller.errors import GraphTraceError
 from distiller.replay.folding import NORM, Fold
 from distiller.replay.layer_outputs import LAYERS, LayerCall, layer_outputs
 from distiller.replay.program import Program, Step, Value, unbatched
+from distiller.replay.variant import Variant
 
 _OWN_MEMORY = ("conv1d", "conv2d", "conv3d", "linear", "add", "relu", "cat", "getitem")
 """Operations whose result nobody else holds: what reads it last may write over it. (`getitem`: of a norm.)"""
 
 
+AtOnce = Callable[[Step], int]
+"""A layer -> for how many changes it is run together."""
+
+
+def _one(layer: Step) -> int:
+    return 1
+
+
 @dataclass(frozen=True, slots=True)
-class Change:
-    """One value of what is changed.
+class _Group:
+    """Some changes that are run together.
 
     Attributes:
-        tensors: in place of parameters and buffers, by canonical name.
-        inputs: what becomes of the inputs of layers, by canonical name of the module.
+        copies: how many.
+        results: those that are still read, one change after the other, by index.
     """
 
-    tensors: Mapping[str, Tensor]
-    inputs: Mapping[str, Callable[[Tensor], Tensor]]
+    copies: int
+    results: dict[int, Any]
 
 
 class Rerun:
@@ -60,7 +69,7 @@ class Rerun:
             program: of the model.
             tensors: canonical names of parameters and buffers.
             inputs: canonical names of convolutions and linear layers.
-            folds: norms that are run as a part of the convolution before, where that does not depend on them.
+            folds: norms that are run as a part of the convolution before, where they are not changed.
 
         Raises:
             GraphTraceError: a module of `inputs` is not one such layer that is run once.
@@ -74,6 +83,7 @@ class Rerun:
             if step.index in self._spots or not dirty.isdisjoint(step.reads):
                 dirty.add(step.index)
                 steps.append(step)
+        self._own_fold = self._fold_of_change(steps, folds)
         self.steps = tuple(self._with_folds(steps, folds))
         known = {*program.state, *program.constants, *program.sizes}
         self.needs = frozenset(read for step in self.steps for read in step.reads) - dirty - known
@@ -83,8 +93,18 @@ class Rerun:
             self.needs |= {self._layer.index}
         self.ready_at = max(self.needs, default=-1)
 
+    def _fold_of_change(self, steps: Sequence[Step], folds: Sequence[Fold]) -> Fold | None:
+        """That of the one convolution whose weight alone is changed, if that is so."""
+        if len(self._changed) != 1 or self._spots:
+            return None
+        (index,) = self._changed
+        readers = [step for step in steps if index in step.reads]
+        own = [fold for fold in folds if fold.weight == index and index in fold.sources]
+        return own[0] if len(readers) == len(own) == 1 and readers[0].index in own[0].steps else None
+
     def _with_folds(self, steps: Sequence[Step], folds: Sequence[Fold]) -> Iterator[Step]:
-        """The steps with those folds of which all depends on what is changed, by their inputs alone."""
+        """The steps with those folds of which all depends on what is changed: by their inputs alone, or by
+        the weight of their convolution."""
         indices = {step.index for step in steps}
         used = [
             fold
@@ -94,6 +114,9 @@ class Rerun:
             and fold.steps.isdisjoint(self._spots)
         ]
         instead = {fold.step.index: fold.step for fold in used}
+        if self._own_fold is not None:
+            used.append(self._own_fold)
+            instead[self._own_fold.step.index] = self._own_fold.with_open_weight()
         gone = {index for fold in used for index in fold.steps} - set(instead)
         yield from (instead.get(step.index, step) for step in steps if step.index not in gone)
 
@@ -124,20 +147,12 @@ class Rerun:
         own = [step.index for step in self.steps if not self._is_tuple(step.index)]
         return not any(unbatched(shapes[index]) for index in (*reads, *own))
 
-    @cached_property
-    def image_bytes(self) -> int:
-        """Of the largest result in between, for one image."""
-        sizes = [
-            math.prod(step.shape[1:]) for step in self.steps[1:] if not unbatched(step.shape) and step.shape
-        ]
-        return 4 * max(sizes, default=1)
-
     def outputs(
         self,
         value: Callable[[int], Any],
-        changes: Sequence[Change],
+        changes: Sequence[Variant],
         images: int,
-        at_once: int = 1,
+        at_once: AtOnce = _one,
         *,
         in_parts: bool = False,
     ) -> Iterator[Tensor]:
@@ -147,7 +162,8 @@ class Rerun:
             value: results of the clean pass, state and constants by index.
             changes: of what this is about.
             images: how many the clean pass was about.
-            at_once: changes that are run together, where that can be.
+            at_once: for how many changes at least a layer is run together, where that can be; what follows it
+                is then too.
             in_parts: whether a layer's output may be a sum of parts, in another order than the layer's own.
         """
         if not self.steps:
@@ -165,55 +181,66 @@ class Rerun:
     def _from_layer(
         self,
         value: Callable[[int], Any],
-        changes: Sequence[Change],
+        changes: Sequence[Variant],
         images: int,
-        at_once: int,
+        at_once: AtOnce,
         in_parts: bool,
     ) -> Iterator[Tensor]:
         assert self._layer is not None
-        (name,) = self._changed.values()
-        call = LayerCall(self._layer, value, value(self._layer.index))
-        firsts = layer_outputs(call, [change.tensors[name] for change in changes], in_parts=in_parts)
-        yield from self._behind(firsts, value, images, at_once if self.takes_several else 1)
+        ((index, name),) = self._changed.items()
+        weights = [change.tensors[name] for change in changes]
+        dense = value(index)
+        if self._own_fold is not None:
+            weights, dense = (
+                [self._own_fold.scaled(weight) for weight in weights],
+                self._own_fold.scaled(dense),
+            )
+        call = LayerCall(self._layer, value, dense, value(self._layer.index))
+        firsts = layer_outputs(call, weights, in_parts=in_parts)
+        yield from self._behind(firsts, value, images, at_once if self.takes_several else _one)
 
-    def _run_entry(self, entry: Step, value: Callable[[int], Any], change: Change, images: int) -> Tensor:
+    def _run_entry(self, entry: Step, value: Callable[[int], Any], change: Variant, images: int) -> Tensor:
         return self._run((entry,), self._replaced(change), change, value, images, 1)
 
     def _behind(
-        self, firsts: Iterator[Tensor], value: Callable[[int], Any], images: int, at_once: int
+        self, firsts: Iterator[Tensor], value: Callable[[int], Any], images: int, at_once: AtOnce
     ) -> Iterator[Tensor]:
-        """Run what is behind the first step for each of its results, `at_once` together."""
-        first, rest = self.steps[0].index, self.steps[1:]
-        waiting: list[Tensor] = []
-        for result in firsts:
-            waiting.append(result)
-            if len(waiting) == at_once:
-                yield from self._together(first, rest, waiting, value, images)
-                waiting = []
-        if waiting:
-            yield from self._together(first, rest, waiting, value, images)
+        """Run what is behind the first step for each of its results: more of them together, the fewer rows a
+        layer has for one."""
+        groups: Iterator[_Group] = (_Group(1, {self.steps[0].index: first}) for first in firsts)
+        for count, steps in _stages(self.steps[1:], at_once):
+            groups = self._stage(groups, count, steps, value, images)
+        for group in groups:
+            output = group.results[self._program.output]
+            yield from output.split(images) if group.copies > 1 else (output,)
 
-    def _together(
+    def _stage(
         self,
-        first: int,
-        rest: Sequence[Step],
-        results: list[Tensor],
+        groups: Iterator[_Group],
+        count: int,
+        steps: Sequence[Step],
         value: Callable[[int], Any],
         images: int,
-    ) -> Iterator[Tensor]:
-        several = torch.cat(results) if len(results) > 1 else results[0]
-        nothing = Change({}, {})
-        output = self._run(rest, {first: several}, nothing, value, images, len(results)) if rest else several
-        yield from output.split(images) if len(results) > 1 else (output,)
+    ) -> Iterator[_Group]:
+        waiting: list[_Group] = []
+        for group in itertools.chain(groups, (None,)):
+            if group is not None:
+                waiting.append(group)
+            copies = sum(one.copies for one in waiting)
+            if waiting and (group is None or copies >= count):
+                results = _joined([one.results for one in waiting])
+                waiting = []
+                self._run(steps, results, Variant({}, {}), value, images, copies)
+                yield _Group(copies, results)
 
-    def _replaced(self, change: Change) -> dict[int, Any]:
+    def _replaced(self, change: Variant) -> dict[int, Any]:
         return {index: change.tensors[name] for index, name in self._changed.items()}
 
     def _run(
         self,
         steps: Sequence[Step],
         results: dict[int, Any],
-        change: Change,
+        change: Variant,
         value: Callable[[int], Any],
         images: int,
         copies: int,
@@ -244,7 +271,7 @@ class Rerun:
         return result
 
     def _run_step(
-        self, step: Step, read: Callable[[int], Any], results: Mapping[int, Any], change: Change
+        self, step: Step, read: Callable[[int], Any], results: Mapping[int, Any], change: Variant
     ) -> Any:
         if step.index in self._spots:
             spot, transform = step.args[0].index, change.inputs[self._spots[step.index]]
@@ -324,3 +351,29 @@ class Rerun:
                 f"'{name}' is {len(found)} convolutions or linear layers, one that is run once expected"
             )
         return found[0]
+
+
+def _stages(steps: Sequence[Step], at_once: AtOnce) -> Iterator[tuple[int, Sequence[Step]]]:
+    """(how many changes together, steps), ever more together."""
+    count, begin = 1, 0
+    for place, step in enumerate(steps):
+        wanted = at_once(step) if step.kind in LAYERS else 1
+        if wanted > count:
+            if place > begin:
+                yield count, steps[begin:place]
+            count, begin = wanted, place
+    if begin < len(steps):
+        yield count, steps[begin:]
+
+
+def _joined(groups: Sequence[dict[int, Any]]) -> dict[int, Any]:
+    """Results of several groups as those of one."""
+    if len(groups) == 1:
+        return groups[0]
+    return {index: _cat([results[index] for results in groups]) for index in groups[0]}
+
+
+def _cat(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], tuple):  # a norm has several results
+        return tuple(_cat(parts) for parts in zip(*values, strict=True))
+    return torch.cat(list(values))

@@ -14,6 +14,7 @@ Knows nothing about data sets, files or processes.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,16 +24,22 @@ import torch
 from torch import Tensor, nn
 
 from distiller.names import named_buffers, named_parameters
-from distiller.replay import Change, Program, Rerun, clean_pass, folded_norms
+from distiller.replay import Program, Rerun, Variant, applied, clean_pass, folded_norms
+from distiller.replay.layer_outputs import CONVOLUTIONS
+from distiller.replay.memory_layout import to_channels_last
+from distiller.replay.program import Step, unbatched
 from distiller.sensitivity.decisions import Tally, near_ties, right_answers
-from distiller.sensitivity.variants import Unit, Variant, applied
+from distiller.sensitivity.units import Unit
 
 TOLERANCE = 2e-5
 """Of the largest logit: what sums in another order may change, with much to spare."""
 _CACHED_BYTES = 2**28
 """Of the variants of one engine; those beyond are made anew for each block."""
 _BYTES_AT_ONCE = 2**20
-"""Of a result for several variants that are run together: more of them would not stay in a cache."""
+"""Of a layer's result: variants are run together until it has so many, which stay in a cache."""
+_ROWS_AT_ONCE = 2048
+"""Of a layer's result (one for each image and position): variants are run together until it has so many. With
+fewer, a layer takes longer to lay its weight out than to multiply with it."""
 
 Place = tuple[int, int]
 """(unit, level): places in `units` and in the levels of the unit."""
@@ -253,7 +260,7 @@ class Lane:
         self.places = tuple(places)
         self.is_coarse = dtype is not None
         self._program, self._is_smooth, self._dtype = program, is_smooth, dtype
-        self._format = torch.channels_last if channels_last else None
+        self._channels_last = channels_last
         state = {**dict(named_parameters(model)), **dict(named_buffers(model))}
         self._state = {name: self._laid_out(value.detach()) for name, value in state.items()}
         folds = folded_norms(program, self._state) if is_smooth else ()
@@ -275,8 +282,8 @@ class Lane:
         filled = self._filled_up(images)
         for at, value in clean_pass(self._program, self._state, filled, readers):
             if at >= 0:
-                changes = [self._change(variant) for variant in todo[places[at]]()]
-                at_once = max(1, _BYTES_AT_ONCE // (len(filled) * readers[at].image_bytes))
+                changes = [self._variant_laid_out(variant) for variant in todo[places[at]]()]
+                at_once = partial(_at_once, len(filled))
                 outputs = readers[at].outputs(value, changes, len(filled), at_once, in_parts=self._is_smooth)
                 yield places[at], [_kept(logits[: len(images)]) for logits in outputs]
 
@@ -292,18 +299,26 @@ class Lane:
             images = images[torch.arange(least, device=images.device) % len(images)]
         return self._laid_out(images)
 
-    def _change(self, variant: Variant) -> Change:
+    def _variant_laid_out(self, variant: Variant) -> Variant:
         tensors = {name: self._laid_out(value) for name, value in variant.tensors.items()}
-        return Change(tensors, variant.inputs)
+        return Variant(tensors, variant.inputs)
 
     def _laid_out(self, value: Tensor) -> Tensor:
         if self._dtype is not None and value.is_floating_point():
             value = value.to(self._dtype)
-        if self._format is None or value.dim() != 4:
-            return value
-        return value.contiguous(memory_format=self._format)
+        return to_channels_last(value) if self._channels_last and value.dim() == 4 else value
 
 
 def _kept(logits: Tensor) -> Tensor:
     """Logits that outlive the memory of the pass they are of."""
     return logits.float() if logits.dtype == torch.bfloat16 else logits.clone()
+
+
+def _at_once(images: int, layer: Step) -> int:
+    """For how many variants a layer is run together."""
+    if unbatched(layer.shape):
+        return 1
+    assert layer.shape is not None
+    positions = math.prod(layer.shape[2:] if layer.kind in CONVOLUTIONS else layer.shape[1:-1])
+    elements = math.prod(layer.shape[1:])
+    return max(1, _ROWS_AT_ONCE // (images * positions), _BYTES_AT_ONCE // (4 * images * elements))

@@ -7,16 +7,18 @@ Knows nothing about data sets or files.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
-import os
 import pickle
-import queue
 import signal
 import sys
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Self
 
 import torch
@@ -26,10 +28,13 @@ from distiller.errors import DistillerError, SensitivityError, UsageError
 from distiller.evaluation_mode import buffers_kept, evaluating
 from distiller.sensitivity.block_engine import BlockEngine, BlockScores, EngineSettings, Place
 from distiller.sensitivity.tuning import traced_program
-from distiller.sensitivity.variants import Unit
+from distiller.sensitivity.units import Unit
 
-_PATIENCE = 2.0
-"""Seconds between looks at whether the other side is still there."""
+_PATIENCE = 5.0
+"""Seconds that a process has to end by itself."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's mallopt."""
+_KEPT_BYTES, _LARGEST_KEPT = 2**30, 2**25
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,57 +123,59 @@ class _OwnProcess:
 class _OtherProcesses:
     def __init__(self, payload: bytes, jobs: int) -> None:
         context = multiprocessing.get_context("spawn")
-        self._jobs = jobs
-        self._todo, self._done = context.Queue(), context.Queue()
         threads = max(1, torch.get_num_threads() // jobs)
-        arguments = (payload, self._todo, self._done, threads, os.getpid())
-        self._workers = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(jobs)]
-        for worker in self._workers:
+        self._workers: dict[Connection, SpawnProcess] = {}
+        for _ in range(jobs):
+            ours, theirs = context.Pipe()
+            worker = context.Process(target=_work, args=(theirs, payload, threads), daemon=True)
             worker.start()
+            theirs.close()  # else nobody would be told when the process is gone
+            self._workers[ours] = worker
 
     def run(self, tasks: Iterator[BlockTask]) -> Iterator[tuple[int, BlockScores]]:
-        waiting, is_over = 0, False
-        while True:
-            while (
-                not is_over and waiting <= self._jobs
-            ):  # one more than there are processes, so that none waits
-                task = next(tasks, None)
-                if task is None:
-                    is_over = True
-                else:
-                    # As numpy: tensors would go through shared memory, of which a machine may have little.
-                    self._todo.put((task.index, task.images.numpy(), task.labels.numpy(), task.active))
-                    waiting += 1
-            if not waiting:
-                return
-            result = self._next_result()
-            waiting -= 1
-            yield result
+        busy = {worker for worker in self._workers if self._handed_over(worker, tasks)}
+        while busy:
+            for worker in wait(list(busy)):
+                assert isinstance(worker, Connection)
+                result = self._result(worker)
+                if not self._handed_over(worker, tasks):  # before whoever asks does something with the result
+                    busy.remove(worker)
+                yield result
 
     def close(self) -> None:
-        for worker in self._workers:
-            worker.kill()
-        for worker in self._workers:
-            worker.join()
-        for channel in (self._todo, self._done):
-            channel.cancel_join_thread()
-            channel.close()
+        for worker in self._workers.values():
+            worker.terminate()
+        for connection, worker in self._workers.items():
+            worker.join(_PATIENCE)
+            if worker.exitcode is None:
+                worker.kill()
+                worker.join()
+            worker.close()
+            connection.close()
+        self._workers = {}
 
-    def _next_result(self) -> tuple[int, BlockScores]:
-        while True:
-            try:
-                index, scores = self._done.get(timeout=_PATIENCE)
-            except queue.Empty:
-                dead = [worker for worker in self._workers if worker.exitcode is not None]
-                if dead:
-                    raise SensitivityError(
-                        f"sensitivity: a process ended with exit status {dead[0].exitcode}, out of memory "
-                        "perhaps; what was measured is kept: go on with fewer --sense-jobs"
-                    ) from None
-                continue
-            if isinstance(scores, DistillerError):
-                raise scores
-            return index, scores
+    def _handed_over(self, worker: Connection, tasks: Iterator[BlockTask]) -> bool:
+        """Give a process the next block; whether there was one."""
+        task = next(tasks, None)
+        if task is not None:
+            with suppress(OSError):  # of a process that is gone, which `_result` tells
+                # As numpy: tensors would go through shared memory, of which a machine may have little.
+                worker.send((task.index, task.images.numpy(), task.labels.numpy(), task.active))
+        return task is not None
+
+    def _result(self, worker: Connection) -> tuple[int, BlockScores]:
+        try:
+            index, scores = worker.recv()
+        except (EOFError, OSError) as error:
+            process = self._workers[worker]
+            process.join()
+            raise SensitivityError(
+                f"sensitivity: a process ended with exit status {process.exitcode}, out of memory perhaps; "
+                "what was measured is kept: go on with fewer --sense-jobs"
+            ) from error
+        if isinstance(scores, DistillerError):
+            raise scores
+        return index, scores
 
 
 def _engine(model: nn.Module, units: Sequence[Unit], settings: EngineSettings, images: Tensor) -> BlockEngine:
@@ -192,29 +199,50 @@ def _no_copy(error: Exception) -> UsageError:
     )
 
 
-def _work(payload: bytes, todo: Any, done: Any, threads: int, parent: int) -> None:
+def _work(tasks: Connection, payload: bytes, threads: int) -> None:
     """The life of a process: run blocks until there is nobody to run them for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's business
+    signal.signal(signal.SIGTERM, _end)
     torch.set_num_threads(threads)
+    keep_freed_memory()
     if str(Path.cwd()) not in sys.path:  # where packages of the user's own lie
         sys.path.append(str(Path.cwd()))
     try:
         model, units, settings = pickle.loads(payload)
     except Exception as error:  # whatever a model of the user's own raises
-        done.put((-1, _no_copy(error)))
+        tasks.send((-1, _no_copy(error)))
         return
     engine: BlockEngine | None = None
     with evaluating(model):
-        while True:
-            try:
-                index, images, labels, active = todo.get(timeout=_PATIENCE)
-            except queue.Empty:
-                if os.getppid() != parent:
-                    return  # it was killed
-                continue
+        while (task := _next_task(tasks)) is not None:
+            index, images, labels, active = task
             images, labels = torch.from_numpy(images), torch.from_numpy(labels)
             try:
                 engine = engine or _engine(model, units, settings, images)
-                done.put((index, engine.run(images, labels, active)))
+                scores: BlockScores | DistillerError = engine.run(images, labels, active)
             except DistillerError as error:
-                done.put((index, error))
+                scores = error
+            with suppress(OSError):  # the other side is gone, which the next task says
+                tasks.send((index, scores))
+
+
+def _next_task(tasks: Connection) -> tuple[Any, ...] | None:
+    """What to do next; None when the other side is gone."""
+    try:
+        return tasks.recv()
+    except (EOFError, OSError):
+        return None
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """End as a process does by itself: what it has imported may have something to clear up."""
+    raise SystemExit(0)
+
+
+def keep_freed_memory() -> None:
+    """Use freed memory again, where the C library is glibc: by default it gives each large tensor back to the
+    system, which fills the next one with zeros, page by page."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)

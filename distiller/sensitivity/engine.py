@@ -21,9 +21,9 @@ from typing import Protocol
 from torch import nn
 
 from distiller.evaluation_mode import buffers_kept, evaluating
+from distiller.replay import applied
 from distiller.sensitivity.axes import AxisContext, find_axis
 from distiller.sensitivity.curves import Curves, Score, clean_level
-from distiller.sensitivity.variants import applied
 
 
 class TestFunction(Protocol):

@@ -15,7 +15,7 @@ from distiller.sensitivity.block_engine import BlockScores, Place
 from distiller.sensitivity.curves import Score, SensitivityPoint
 from distiller.sensitivity.decisions import Tally
 from distiller.sensitivity.paired_drop import StopRule
-from distiller.sensitivity.variants import Unit
+from distiller.sensitivity.units import Unit
 
 _NOTHING = Tally(0, 0, 0, 0.0)
 

@@ -30,7 +30,7 @@ from distiller.sensitivity.folder import SweepFolder, SweepSettings, SweptAxis
 from distiller.sensitivity.standings import Standings
 from distiller.sensitivity.sweep_data import SweepData, block_count
 from distiller.sensitivity.tuning import choose_settings, traced_program
-from distiller.sensitivity.variants import Unit
+from distiller.sensitivity.units import Unit
 
 _LOG = logging.getLogger(__name__)
 _SOON = 30.0

@@ -16,14 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from distiller.errors import GraphTraceError
-from distiller.replay import Program, Rerun, read_program
+from distiller.replay import Program, Rerun, applied, read_program
 from distiller.replay.program import unbatched
 from distiller.sensitivity.block_engine import TOLERANCE, EngineSettings, Lane
-from distiller.sensitivity.variants import Unit, applied
+from distiller.sensitivity.units import Unit
 
-_SMALLEST_CHUNK = 16
 _CHUNK_BYTES = 2**22
 """Of the largest result for a chunk: about what stays in a cache."""
+_GOOD_CHUNK, _LARGEST_CHUNK_BYTES = 64, 2**25
+"""With fewer images than this laying out the weights takes its time: larger results are taken for it."""
+_SMALLEST_CHUNK = 16
 _CHECKED_IMAGES = 32
 _FIXED_CHUNK = 64
 """Of networks that take no other number of images than they are traced with."""
@@ -69,9 +71,7 @@ def choose_settings(
             fault = str(error).splitlines()[0]
             continue
         if difference <= TOLERANCE / 4:
-            chunk = program.batch or min(
-                len(images), max(_SMALLEST_CHUNK, _CHUNK_BYTES // image_bytes(program))
-            )
+            chunk = program.batch or min(len(images), _good_chunk(image_bytes(program)))
             settings = EngineSettings(chunk, channels_last)
             if fast:
                 settings = replace(settings, bfloat16=_is_faster(model, program, settings, images))
@@ -85,6 +85,12 @@ def image_bytes(program: Program) -> int:
     """Of the largest result for one image, in float32."""
     shapes = [step.shape for step in program.steps if not unbatched(step.shape)]
     return 4 * max((math.prod(shape[1:]) for shape in shapes if shape is not None), default=1)
+
+
+def _good_chunk(bytes_of_image: int) -> int:
+    """Images, for the bytes of the largest result for one."""
+    in_cache, in_memory = (limit // bytes_of_image for limit in (_CHUNK_BYTES, _LARGEST_CHUNK_BYTES))
+    return max(_SMALLEST_CHUNK, in_cache, min(_GOOD_CHUNK, in_memory))
 
 
 def _has_images(program: Program) -> bool:

@@ -242,3 +242,9 @@ def test_files_with_a_flipped_byte_never_end_in_another_error(tmp_path, save):
             legacy_fields(load_plain(flipped), flipped)
         except CheckpointError as error:
             assert str(error).startswith(str(flipped))  # noqa: PT017 - either outcome is right
+
+
+def test_a_link_to_nothing_is_told_as_such(tmp_path):
+    path = tmp_path / "latest.pth.tar"
+    path.symlink_to("gone.pth.tar")
+    assert refusal(path) == f"{path}: is a link to gone.pth.tar, which does not exist; check the path"

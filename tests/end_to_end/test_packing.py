@@ -48,6 +48,7 @@ def test_what_training_ended_with_is_packed_and_tests_as_it_did(program):
     trained = program.latest("out")
     packed = json.loads((trained / "results.json").read_text())["packed"]
     size = os.stat(trained / "model.dsz").st_size  # noqa: PTH116
+    assert packed["file"] == "model.dsz"
     assert packed["bytes"] == size
     assert packed["compression_rate"] == packed["original_bytes"] / size
     done = program.run(TINY + "-e -o again --exp-load-weights-from", trained / "model.dsz").succeeded()

@@ -150,6 +150,10 @@ def test_two_processes_write_the_same_file(program, trained):
         ),
         ("--sense element --sense-params conv9", "UnknownNameError: no parameter 'conv9'"),
         ("--sense-error 1", "UsageError: --sense-error: goes with --sense"),
+        (
+            "--sense element --sense-block 8",
+            "UsageError: --sense-block: goes with the axis n:m, which --sense ",
+        ),
         ("-e --sense-jobs 2", "UsageError: --sense-jobs: goes with --sense"),
     ],
 )

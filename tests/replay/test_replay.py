@@ -10,8 +10,7 @@ from torch import nn
 
 from distiller.errors import GraphTraceError
 from distiller.names import named_buffers, named_parameters
-from distiller.replay import Change, Rerun, clean_pass, folded_norms, read_program
-from distiller.sensitivity.variants import Variant, applied
+from distiller.replay import Rerun, Variant, applied, clean_pass, folded_norms, read_program
 from tests.replay.networks import NETWORKS, images, make
 
 
@@ -23,11 +22,12 @@ def state_of(model):
 
 
 def rerun(model, program, names, changes, x, *, inputs=(), folds=(), at_once=1, in_parts=False):
+    together = at_once if callable(at_once) else lambda step: at_once
     part = Rerun(program, names, inputs, folds)
     found, dense = [], None
     for at, value in clean_pass(program, state_of(model), x, [part]):
         if at == 0:
-            found = list(part.outputs(value, changes, len(x), at_once, in_parts=in_parts))
+            found = list(part.outputs(value, changes, len(x), together, in_parts=in_parts))
         else:
             dense = value(program.output)
     return found, dense
@@ -38,7 +38,7 @@ def expected(model, variant, x):
         return model(x)
 
 
-def variants(model, name, levels=(0.3, 0.6, 0.9)):
+def variants(model, name, levels=(0.3, 0.5, 0.6, 0.8, 0.9)):
     """The parameter with shares of its elements, of the smallest, zero."""
     weight = dict(named_parameters(model))[name].detach()
     found = []
@@ -58,7 +58,12 @@ def test_a_clean_pass_is_the_network(name):
         torch.testing.assert_close(value(program.output), model(x), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 5])
+def more_and_more(step):
+    """Changes that are run together: 1, 2 or 3, the later a layer comes."""
+    return 1 + step.index % 3
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5, more_and_more])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_parameter_changed_gives_what_the_changed_network_gives(name, at_once):
     model, x = make(name), images()
@@ -66,7 +71,7 @@ def test_every_parameter_changed_gives_what_the_changed_network_gives(name, at_o
     for parameter, _ in named_parameters(model):
         changed = variants(model, parameter)
         found, dense = rerun(
-            model, program, [parameter], [Change(c, {}) for c in changed], x, at_once=at_once
+            model, program, [parameter], [Variant(c, {}) for c in changed], x, at_once=at_once
         )
         for tensors, logits in zip(changed, found, strict=True):
             torch.testing.assert_close(logits, expected(model, Variant(tensors), x), rtol=1e-5, atol=1e-5)
@@ -80,7 +85,7 @@ def test_a_part_is_the_network_bit_for_bit(name):
     for parameter, value in named_parameters(model):
         if value.dim() == 4:
             changed = variants(model, parameter)
-            found, _ = rerun(model, program, [parameter], [Change(c, {}) for c in changed], x)
+            found, _ = rerun(model, program, [parameter], [Variant(c, {}) for c in changed], x)
             for tensors, logits in zip(changed, found, strict=True):
                 assert torch.equal(logits, expected(model, Variant(tensors), x))
 
@@ -101,7 +106,7 @@ def test_filters_and_channels_that_are_zero_give_what_the_network_without_them_g
             changed.append({parameter: pruned})
         for order in (changed, changed[::-1]):
             found, _ = rerun(
-                model, program, [parameter], [Change(c, {}) for c in order], x, at_once=2, in_parts=True
+                model, program, [parameter], [Variant(c, {}) for c in order], x, at_once=2, in_parts=True
             )
             for tensors, logits in zip(order, found, strict=True):
                 torch.testing.assert_close(logits, expected(model, Variant(tensors), x), rtol=1e-4, atol=1e-5)
@@ -112,7 +117,7 @@ def test_zero_filters_are_exact_bit_for_bit():
     program = read_program(model, images(3))
     weight = model.conv2.weight.detach().clone()
     weight[[1, 4]] = 0
-    (found,), _ = rerun(model, program, ["conv2.weight"], [Change({"conv2.weight": weight}, {})], x)
+    (found,), _ = rerun(model, program, ["conv2.weight"], [Variant({"conv2.weight": weight}, {})], x)
     assert torch.equal(found, expected(model, Variant({"conv2.weight": weight}), x))
 
 
@@ -128,7 +133,7 @@ def test_zero_filters_cost_no_run_of_their_layer(monkeypatch):
             monkeypatch.setattr(
                 "distiller.replay.layer_outputs.LayerCall.run", lambda self, w, **kw: calls.append(1)
             )
-            list(part.outputs(value, [Change({"conv2.weight": weight}, {})], len(x)))
+            list(part.outputs(value, [Variant({"conv2.weight": weight}, {})], len(x)))
     assert calls == []
 
 
@@ -148,7 +153,7 @@ def test_several_parameters_and_buffers_change_together():
         "norm1.bias": model.norm1.bias.detach() + 1,
         "norm1.running_var": model.norm1.running_var * 2,
     }
-    found, _ = rerun(model, program, list(tensors), [Change(tensors, {})], x, at_once=3)
+    found, _ = rerun(model, program, list(tensors), [Variant(tensors, {})], x, at_once=3)
     torch.testing.assert_close(found[0], expected(model, Variant(tensors), x), rtol=1e-5, atol=1e-6)
 
 
@@ -157,7 +162,7 @@ def test_a_changed_input_changes_that_layer_alone(layer):
     model, x = make("Residual"), images()
     program = read_program(model, images(3))
     inputs = {layer: lambda value: torch.round(value * 4) / 4}
-    found, _ = rerun(model, program, [], [Change({}, inputs)] * 3, x, inputs=[layer], at_once=2)
+    found, _ = rerun(model, program, [], [Variant({}, inputs)] * 3, x, inputs=[layer], at_once=2)
     for logits in found:
         assert torch.equal(logits, expected(model, Variant({}, inputs), x))
 
@@ -185,7 +190,7 @@ def test_nothing_that_is_given_is_written_over():
     program = read_program(model, images(3))
     kept, before = x.clone(), copy.deepcopy(model.state_dict())
     weight = model.conv1.weight.detach() * 2
-    changes = [Change({"conv1.weight": weight}, {})] * 2
+    changes = [Variant({"conv1.weight": weight}, {})] * 2
     first, _ = rerun(model, program, ["conv1.weight"], changes, x)
     assert torch.equal(first[0], first[1])
     assert torch.equal(x, kept)
@@ -214,7 +219,7 @@ def test_folded_norms_give_the_same_within_rounding(channels_last):
     for parameter, _ in named_parameters(model):
         changed = variants(model, parameter)
         found, _ = rerun(
-            model, program, [parameter], [Change(c, {}) for c in changed], x, folds=folds, at_once=2
+            model, program, [parameter], [Variant(c, {}) for c in changed], x, folds=folds, at_once=2
         )
         for tensors, logits in zip(changed, found, strict=True):
             torch.testing.assert_close(logits, expected(model, Variant(tensors), x), rtol=1e-4, atol=1e-5)

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from distiller.names import named_modules, named_parameters
-from distiller.replay import read_program
+from distiller.replay import Variant, applied, read_program
 from distiller.sensitivity import block_engine
 from distiller.sensitivity.axes import AXES, AxisContext, input_ranges
 from distiller.sensitivity.block_engine import BlockEngine, EngineSettings, Lane
 from distiller.sensitivity.decisions import Tally, right_answers
-from distiller.sensitivity.variants import Unit, Variant, applied
+from distiller.sensitivity.units import Unit
 from tests.replay.networks import images, make
 
 X = images(23)
@@ -203,7 +203,7 @@ def test_quantized_inputs_are_run_in_the_networks_own_layout():
     step = Unit("x", "conv2.weight", (1.0,), _Steps(), inputs=("conv2",))
     engine = BlockEngine(model, read_program(model, X[:3]), [step], EngineSettings(8, channels_last=True))
     assert_same(engine.run(X, Y).points, plain(model, [step]))
-    assert [lane._format for lane in engine._lanes] == [None]
+    assert [lane._channels_last for lane in engine._lanes] == [False]
 
 
 class _Steps:

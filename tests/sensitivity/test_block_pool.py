@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 from torch import nn
 
 from distiller.errors import DistillerError, SensitivityError, UsageError
+from distiller.replay import Variant
 from distiller.sensitivity.axes import AXES, AxisContext
 from distiller.sensitivity.block_engine import EngineSettings
 from distiller.sensitivity.block_pool import BlockPool, BlockTask
-from distiller.sensitivity.variants import Unit, Variant
+from distiller.sensitivity.units import Unit
 from tests.replay.networks import images, make
 
 X, Y = images(20), torch.arange(20) % 10
@@ -37,6 +39,7 @@ def test_several_processes_say_what_one_says():
     together = dict(run(model, units_of(model), tasks(), jobs=2))
     assert sorted(alone) == [0, 1, 2, 3]
     assert together == alone
+    assert multiprocessing.active_children() == []
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from distiller.errors import UsageError
+from distiller.replay import Variant
 from distiller.sensitivity.block_engine import BlockScores
 from distiller.sensitivity.decisions import Tally
 from distiller.sensitivity.paired_drop import StopRule
 from distiller.sensitivity.standings import Standings
-from distiller.sensitivity.variants import Unit, Variant
+from distiller.sensitivity.units import Unit
 
 UNITS = [
     Unit("element", "a.weight", (0.5, 0.9), Variant),

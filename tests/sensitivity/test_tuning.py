@@ -36,10 +36,11 @@ def test_convolutions_of_images_are_run_channels_last():
 def test_the_largest_result_of_a_chunk_stays_in_a_cache(name, image_bytes_of, monkeypatch):
     program = read_program(make(name), X[:3])
     assert image_bytes(program) == image_bytes_of
-    monkeypatch.setattr("distiller.sensitivity.tuning._CHUNK_BYTES", 20 * image_bytes_of)
-    assert chosen(make(name))[0].chunk == 20
-    monkeypatch.setattr("distiller.sensitivity.tuning._CHUNK_BYTES", 0)
-    assert chosen(make(name))[0].chunk == 16
+    for cache, memory, chunk in ((36, 40, 36), (20, 24, 24), (2, 18, 18), (2, 4, 16), (2, 90, 32)):
+        monkeypatch.setattr("distiller.sensitivity.tuning._CHUNK_BYTES", cache * image_bytes_of)
+        monkeypatch.setattr("distiller.sensitivity.tuning._LARGEST_CHUNK_BYTES", memory * image_bytes_of)
+        monkeypatch.setattr("distiller.sensitivity.tuning._GOOD_CHUNK", 32)
+        assert chosen(make(name))[0].chunk == chunk
 
 
 @pytest.mark.parametrize("is_faster", [False, True])
@@ -70,7 +71,7 @@ def test_a_network_of_a_fixed_batch_is_run_in_it():
 
 def test_a_layout_that_changes_the_answers_is_not_chosen(monkeypatch):
     real = Lane.dense
-    monkeypatch.setattr(Lane, "dense", lambda self, x: real(self, x) + (self._format is not None))
+    monkeypatch.setattr(Lane, "dense", lambda self, x: real(self, x) + self._channels_last)
     settings, _ = chosen(make("Residual"))
     assert (settings.channels_last, settings.whole) == (False, {})
     monkeypatch.setattr(Lane, "dense", lambda self, x: real(self, x) + 1)

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from distiller.errors import DistillerError, UsageError
 from distiller.names import named_modules, named_parameters, resolve_all
+from distiller.replay import Variant
 from distiller.sensitivity.axes.levels import sparsity_levels
 from distiller.sensitivity.curves import clean_level
-from distiller.sensitivity.variants import Unit, Variant
+from distiller.sensitivity.units import Unit
 
 __all__ = ["Axis", "AxisContext", "ParameterAxis", "WeightAxis", "WeightVariants", "naming", "no_note"]
 

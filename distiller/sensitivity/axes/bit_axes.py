@@ -22,9 +22,10 @@ from distiller.quantization.affine import MAX_BITS, MIN_BITS, LinearQuantMode
 from distiller.quantization.clipping import clipped_range, tensor_stats
 from distiller.quantization.ptq_build import kind_of
 from distiller.quantization.ptq_weights import filters_back, filters_first
+from distiller.replay import Variant
 from distiller.sensitivity.axes.axis import AxisContext, ParameterAxis, WeightVariants, naming, no_note
 from distiller.sensitivity.axes.levels import bit_levels
-from distiller.sensitivity.variants import Unit, Variant
+from distiller.sensitivity.units import Unit
 
 __all__ = ["ActivationBitsAxis", "QuantizedInput", "WeightBitsAxis", "quantized_input", "quantized_weight"]
 

@@ -19,8 +19,9 @@ from distiller.channel_groups import ChannelGroup, ChannelGroups
 from distiller.names import named_parameters, owner, resolve_all
 from distiller.pruning.channel_units import unit_l1_norms, unit_masks
 from distiller.pruning.criteria import lowest, snap
+from distiller.replay import Variant
 from distiller.sensitivity.axes.axis import Axis, AxisContext, naming
-from distiller.sensitivity.variants import Unit, Variant
+from distiller.sensitivity.units import Unit
 from distiller.thinning.trial import model_groups, removable_groups
 
 __all__ = ["GroupAxis"]

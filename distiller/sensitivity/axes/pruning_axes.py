@@ -19,7 +19,7 @@ from distiller.pruning.n_to_m import n_to_m_mask, n_to_m_sparsity
 from distiller.pruning.ranking import ranked_structure_mask
 from distiller.sensitivity.axes.axis import AxisContext, ParameterAxis, WeightAxis, no_note
 from distiller.sensitivity.curves import clean_level
-from distiller.sensitivity.variants import Unit
+from distiller.sensitivity.units import Unit
 
 __all__ = ["ChannelAxis", "ElementAxis", "FilterAxis", "NMAxis"]
 

@@ -19,9 +19,10 @@ from distiller.factorization.forms import Form, LayerShape, default_form, refusa
 from distiller.factorization.planning import rank_text
 from distiller.factorization.ranks import matrix_of
 from distiller.pruning.criteria import snap
+from distiller.replay import Variant
 from distiller.sensitivity.axes.axis import AxisContext, ParameterAxis, naming
 from distiller.sensitivity.axes.levels import share_levels
-from distiller.sensitivity.variants import Unit, Variant
+from distiller.sensitivity.units import Unit
 
 __all__ = ["RankAxis", "rank_at"]
 

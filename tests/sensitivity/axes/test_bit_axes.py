@@ -11,9 +11,9 @@ from torch.nn.utils import parametrizations
 
 from distiller.errors import DistillerError, UsageError
 from distiller.quantization import PostTrainLinearQuantizer
+from distiller.replay import applied
 from distiller.sensitivity.axes import AXES, AxisContext, input_ranges
 from distiller.sensitivity.axes.bit_axes import quantized_input, quantized_weight
-from distiller.sensitivity.variants import applied
 
 
 class Layers(nn.Module):

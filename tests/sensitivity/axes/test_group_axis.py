@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from distiller.errors import DistillerError
 from distiller.macs import count_macs
 from distiller.models import create_model
+from distiller.replay import applied
 from distiller.sensitivity.axes import AXES, AxisContext
-from distiller.sensitivity.variants import applied
 from distiller.thinning import remove_filters
 from tests.channel_groups.cutting import randomize
 

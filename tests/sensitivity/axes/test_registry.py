@@ -7,8 +7,8 @@ from torch import nn
 
 from distiller.errors import UnknownNameError, UsageError
 from distiller.names import named_parameters
+from distiller.replay import applied
 from distiller.sensitivity.axes import AXES, AxisContext, find_axis, input_ranges
-from distiller.sensitivity.variants import applied
 
 SHARES = (0.0, 0.95, 0.05)
 PERCENT_5 = tuple(hundredths / 100 for hundredths in range(0, 100, 5))

@@ -1,6 +1,6 @@
-"""What a sweep makes of a model at one point: a few of its tensors replaced, or inputs of layers transformed.
+"""A model that differs from the dense one in a few places: tensors replaced, or inputs of layers transformed.
 
-Knows nothing about axes, data or how a compressed model is judged.
+Knows nothing about why, nor about how a model is run in part.
 """
 
 from __future__ import annotations
@@ -19,10 +19,6 @@ Transform = Callable[[Tensor], Tensor]
 """A value -> what takes its place: a new tensor of the same shape and type."""
 
 
-def _no_note(level: float) -> str:
-    return ""
-
-
 @dataclass(frozen=True, slots=True)
 class Variant:
     """A model that differs from the dense one in a few places.
@@ -34,29 +30,6 @@ class Variant:
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     inputs: Mapping[str, Transform] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """What one curve is about.
-
-    Attributes:
-        axis: the name of the axis.
-        parameter: the canonical name that the curve goes by.
-        levels: how strongly it is compressed, in the order asked for; the dense level is not among them.
-        make: level -> the variant. Pure: it keeps what it needs of the dense model.
-        tensors: names that the variants replace.
-        inputs: modules whose inputs the variants transform.
-        note: level -> what is really taken away, in words; "" where the level says it all.
-    """
-
-    axis: str
-    parameter: str
-    levels: tuple[float, ...]
-    make: Callable[[float], Variant]
-    tensors: tuple[str, ...] = ()
-    inputs: tuple[str, ...] = ()
-    note: Callable[[float], str] = field(default=_no_note)
 
 
 @contextmanager

@@ -1,10 +1,15 @@
-import pickle
-
 import pytest
 import torch
 from torch import nn
 
-from distiller.sensitivity.variants import Unit, Variant, applied
+from distiller.replay import Variant, applied
+from tests.sensitivity.conftest import TinyCnn
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(7)
+    return TinyCnn()
 
 
 def state(model):
@@ -48,8 +53,3 @@ def test_a_wrapped_model_goes_by_the_same_names(model):
     with applied(nn.DataParallel(model), Variant({"fc.bias": torch.ones(3)})):
         assert model.fc.bias.eq(1).all()
     assert not model.fc.bias.eq(1).all()
-
-
-def test_a_unit_can_be_sent_to_another_process():
-    unit = Unit("element", "fc.weight", (0.5,), Variant)
-    assert pickle.loads(pickle.dumps(unit)).note(0.5) == ""
