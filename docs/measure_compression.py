@@ -33,7 +33,7 @@ TITLES = {
 RATE, POINTS, SPARSITY = 40.0, 1.0, 0.95
 """Bars: how many times smaller the pipeline's file is at least, what it may lose; zeros of the mixture's."""
 TEACHER_LR = "0.02"
-"""Of LeNet-5, from which the pipeline of all steps learns: at its schedule's 0.05 it diverges with one seed."""
+"""Of LeNet-5, from which the pipeline of all steps learns: at 0.05, its schedule's, one seed diverges."""
 
 Cards = Mapping[str, Sequence[Mapping[str, Any]]]
 
