@@ -36,6 +36,7 @@ from distiller.thinning.trial import model_groups
 __all__ = ["STRUCTURED", "Sweep", "choose_levels"]
 
 STRUCTURED = ("filter", "group")
+_GOALS_OF = {"weight-bits": ("max_drop",), "rank": ("max_drop", "target_macs")}
 _PURPOSE = "--recommend"
 
 
@@ -90,8 +91,9 @@ def choose_levels(compressor: ClassifierCompressor, sweep: Sweep) -> Choice:
     levels = [level for level in next(iter(curves.values())) if level != sweep.dense_level]
     is_structured = sweep.axis in STRUCTURED
     found = (_coupled if is_structured else _single)(compressor, sweep, list(curves), levels)
-    if sweep.axis == "weight-bits" and goal.kind != "max_drop":
-        raise UsageError(f"--recommend: axis 'weight-bits' has no {goal.kind}; give --max-drop")
+    if goal.kind not in (known := _GOALS_OF.get(sweep.axis, GOALS)):
+        flags = " or ".join(f"--{kind.replace('_', '-')}" for kind in known)
+        raise UsageError(f"--recommend: axis '{sweep.axis}' has no {goal.kind}; give {flags}")
     if not any(own.amounts for own in found.prunables):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in found.reasons.items())
         told = reasons or "no level takes anything away"
@@ -163,6 +165,12 @@ def _reached(compressor: ClassifierCompressor, axis: str, taken: Mapping[str, Am
     if axis == "weight-bits":
         bits = DENSE_BITS - elements / found.elements
         return f"Reached: {bits:.2f} bits an element of the swept weights, {DENSE_BITS} before."
+    if axis == "rank":
+        macs = found.macs - sum(amount.macs for amount in taken.values())
+        return (
+            f"Reached: {found.elements - elements:,} of the {found.elements:,} elements of the swept weights "
+            f"stay, as factors; {macs:,} of {found.macs:,} MACs stay ({100 * macs / found.macs:.2f} %)."
+        )
     zeros = (
         f"Reached: {100 * elements / found.elements:.2f} % of the elements of the swept weights are zero "
         f"({elements:,} of {found.elements:,})"

@@ -1,7 +1,7 @@
 """The program's job `--recommend`: from a finished sensitivity sweep to `schedule.yaml`, which trains.
 
 With `--verify` the levels are tested all together before any training: as the masks of the schedule's last
-pruning epoch leave the model, or its quantizer, on a copy.
+pruning epoch leave the model, or its quantizer, or its factors, on a copy.
 Knows nothing about how levels are chosen (`sensitivity.recommend`), nor how the sweep came about.
 """
 
@@ -25,6 +25,7 @@ from distiller.atomic_file import write_whole
 from distiller.config import document_config
 from distiller.errors import SensitivityError, UsageError
 from distiller.interfaces import StepContext
+from distiller.layer_replacement import LayerReplacer
 from distiller.names import canonical_state_dict, named_parameters, unwrap
 from distiller.policy import PruningPolicy
 from distiller.pruning.channel_units import unit_masks
@@ -56,8 +57,9 @@ def recommend_schedule(compressor: ClassifierCompressor) -> None:
     args, model = compressor.args, unwrap(compressor.model)
     sweep = _read_sweep(args, model)
     choice = choose_levels(compressor, sweep)
+    chosen = _chosen(choice, model, args, sweep.axis)
     schedule = recommended_schedule(
-        sweep.axis, _chosen(choice, model, args), args.recommend_epochs, args.recommend_pruner, sweep.block
+        sweep.axis, chosen, args.recommend_epochs, args.recommend_pruner, sweep.block
     )
     dense = next(point for point in sweep.points if point.level == sweep.dense_level)
     sources = Sources(sweep.file.name, sweep.axis, args.arch, compressor.dataset, sweep.points, dense)
@@ -67,7 +69,7 @@ def recommend_schedule(compressor: ClassifierCompressor) -> None:
     optimizer = compressor.make_optimizer(copied)
     scheduler = document_config(copied, optimizer, parse_document(text, SCHEDULE_NAME))
     if args.verify:
-        comments.insert(-2, _verify(compressor, scheduler, choice, is_structured=sweep.axis in STRUCTURED))
+        comments.insert(-2, _verify(compressor, scheduler, optimizer, choice, sweep.axis))
         text = schedule_text(schedule, comments)
     path = compressor.run.require_folder() / SCHEDULE_NAME
     with reporting_failed_writes(path):
@@ -120,7 +122,7 @@ def _axis(args: Namespace, found: Sequence[str], settings: Mapping[str, Any]) ->
     return asked
 
 
-def _chosen(choice: Choice, model: nn.Module, args: Namespace) -> list[Chosen]:
+def _chosen(choice: Choice, model: nn.Module, args: Namespace, axis: str) -> list[Chosen]:
     params = dict(named_parameters(model))
     chosen = []
     for own in choice.prunables:
@@ -128,21 +130,31 @@ def _chosen(choice: Choice, model: nn.Module, args: Namespace) -> list[Chosen]:
         if level in own.amounts:
             by_sensitivity = args.recommend_pruner == "sensitivity" and len(own.weights) == 1
             sensitivity = sensitivity_of_level(params[own.name], level) if by_sensitivity else None
-            chosen.append(Chosen(own.weights, level, sensitivity))
+            rank = own.size - own.amounts[level].units if axis == "rank" else None
+            chosen.append(Chosen(own.weights, level, sensitivity, rank))
     return chosen
 
 
 def _verify(
-    compressor: ClassifierCompressor, scheduler: CompressionScheduler, choice: Choice, *, is_structured: bool
+    compressor: ClassifierCompressor,
+    scheduler: CompressionScheduler,
+    optimizer: torch.optim.Optimizer,
+    choice: Choice,
+    axis: str,
 ) -> str:
     """Test the dense model, and the copy that the scheduler is of as it is at the end of pruning."""
     dense = compressor.test()
     for entry in scheduler.policies:
         if isinstance(entry.policy, PruningPolicy):
-            ctx = StepContext(scheduler.model, scheduler.masks, None, entry.window, entry.window.last)
-            entry.policy.on_epoch_begin(ctx)
+            epoch = entry.window.last
+        elif isinstance(entry.policy, LayerReplacer):
+            epoch = entry.policy.epoch_of_replacement(entry.window)
+        else:
+            continue
+        ctx = StepContext(scheduler.model, scheduler.masks, optimizer, entry.window, epoch)
+        entry.policy.on_epoch_begin(ctx)
     with scheduler.masked():
-        if is_structured:
+        if axis in STRUCTURED:
             _mask_what_goes_along(scheduler.model)
         told = verified(choice.drop, dense, compressor.test(scheduler.model))
     _LOG.info("%s", told)

@@ -36,6 +36,8 @@ _HOW = {
     "n:m": "Pruned once, before the first epoch.",
     "weight-bits": "Weights are rounded in training to so many bits, symmetrically, with a scale for each "
     "output channel; simulated in floating point.",
+    "rank": "Before the first epoch each layer becomes two smaller ones, whose product is the nearest of the "
+    "rank that stays (SVD); they are trained on.",
 }
 
 

@@ -72,6 +72,11 @@ class LayerShape:
         """Multiply-accumulates for one sample."""
         return self.parameters * self.positions
 
+    @property
+    def default_form(self) -> Form:
+        """Where none is asked for."""
+        return "svd" if len(self.weight) == 2 else "channel"
+
     def most(self, form: Form) -> Rank:
         """The full rank: there is none above it."""
         m, n, *kernel = self.weight
@@ -170,7 +175,8 @@ def shape_of(
 
 def default_form(layer: nn.Module) -> Form:
     """The form of a layer for which none is asked for."""
-    return "svd" if isinstance(layer, nn.Linear) else "channel"
+    assert isinstance(layer, _KINDS)
+    return LayerShape(tuple(layer.weight.shape)).default_form
 
 
 def refusal(layer: nn.Module, form: Form | None = None) -> str | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from distiller.errors import UsageError
 from distiller.factorization.decompositions import mode_energies, singular_values
 from distiller.factorization.forms import Form, LayerShape, Rank, candidate_ranks
+from distiller.pruning.criteria import snap
 
 __all__ = [
     "Cost",
@@ -25,6 +26,7 @@ __all__ = [
     "points_by_energy",
     "rank_for_energy",
     "rank_within",
+    "rank_without",
     "ranks_for_budget",
 ]
 
@@ -55,6 +57,16 @@ def matrix_of(weight: Tensor, form: Form) -> Tensor:
         m, n, kh, kw = weight.shape
         return weight.permute(1, 2, 0, 3).reshape(n * kh, m * kw)
     return weight.flatten(1)
+
+
+def rank_without(full: int, share: float) -> int:
+    """The rank that is left when a share of it goes: full - floor(share full), at least 1.
+
+    Args:
+        full: at least 1.
+        share: 0..1.
+    """
+    return max(1, full - int(snap(share * full)))
 
 
 def loss_of_energy(weight: Tensor, form: Form) -> Callable[[Rank], float]:

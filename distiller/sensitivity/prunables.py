@@ -1,8 +1,8 @@
 """What a schedule can prune of a model that was swept, and how much of it goes at each level.
 
-    element, channel, n:m, weight-bits   each weight by itself
-    filter, group                        the filters of all weights that make the same channels: they go with
-                                         the biases, norms and readers of the channels (`distiller.thinning`)
+    element, channel, n:m, weight-bits, rank   each weight by itself
+    filter, group                              the filters of all weights that make the same channels: they
+                                               go with the biases, norms and readers (`distiller.thinning`)
 
 Knows nothing about curves, nor about how levels are chosen.
 """
@@ -18,6 +18,8 @@ from torch import nn
 
 from distiller.channel_groups import ChannelGroup, ChannelGroups
 from distiller.errors import SensitivityError, UsageError
+from distiller.factorization.forms import LayerShape
+from distiller.factorization.ranks import rank_without
 from distiller.macs import count_macs
 from distiller.names import named_parameters, owner
 from distiller.pruning.criteria import snap
@@ -36,9 +38,10 @@ class Amount:
     """What a level takes away.
 
     Attributes:
-        elements: that become zero; of bits, how many bits fewer are stored.
+        elements: that become zero; of bits, how many bits fewer are stored; of a rank, how many elements
+            fewer the factors have.
         macs: multiply-accumulates, of this alone.
-        units: filters or channels; 0 where there are none.
+        units: filters, channels or ranks; 0 where there are none.
     """
 
     elements: int
@@ -77,7 +80,7 @@ def single_prunables(
     """Each weight by itself.
 
     Args:
-        axis: `element`, `channel`, `n:m` or `weight-bits`.
+        axis: `element`, `channel`, `n:m`, `weight-bits` or `rank`.
         shapes: of the swept weights, by name.
         macs: of weights, by name (`macs_by_weight`); those that are missing have none.
         levels: that were swept.
@@ -100,7 +103,7 @@ def single_prunables(
             share_of = DENSE_BITS * elements if axis == "weight-bits" else elements
             if gone:
                 amounts[level] = Amount(gone, macs.get(name, 0) * gone // share_of, units)
-        size = shape[1] if axis == "channel" else 0
+        size = shape[1] if axis == "channel" else _full_rank(shape) if axis == "rank" else 0
         found.append(Prunable(name, (name,), (name,), elements, amounts, size))
     return tuple(found)
 
@@ -218,13 +221,26 @@ def _bits(shape: Sequence[int], level: float, block: int) -> tuple[int, int]:
     return (DENSE_BITS - int(level)) * math.prod(shape) if level in _QAT_BITS else 0, 0
 
 
+def _rank(shape: Sequence[int], level: float, block: int) -> tuple[int, int]:
+    whole, full = LayerShape(tuple(shape)), _full_rank(shape)
+    rank = rank_without(full, level)
+    saved = whole.parameters - whole.factored_parameters(whole.default_form, (rank,))
+    return max(0, saved), full - rank
+
+
+def _full_rank(shape: Sequence[int]) -> int:
+    whole = LayerShape(tuple(shape))
+    return whole.most(whole.default_form)[0]
+
+
 _COUNTS: dict[str, Callable[[Sequence[int], float, int], tuple[int, int]]] = {
     "element": _elements,
     "channel": _channels,
     "n:m": _of_each_m,
     "weight-bits": _bits,
+    "rank": _rank,
 }
-"""(shape, level, M) -> elements that become zero (bits that are saved), and channels."""
+"""(shape, level, M) -> elements that become zero (bits, parameters that are saved), and channels or ranks."""
 
 
 def _weakest_first(axis: str, levels: Iterable[float]) -> list[float]:

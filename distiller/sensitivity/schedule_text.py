@@ -5,6 +5,7 @@
     filter, group  L1RankedStructureParameterPruner_AGP of filters, with a leader if coupled; FilterRemover
     n:m            NMPruner, one for each N
     weight-bits    QuantAwareTrainRangeLinearQuantizer with the bits of each layer
+    rank           LowRankFactorization with the rank of each layer
 
 Knows nothing about where levels come from, nor about models.
 """
@@ -38,11 +39,13 @@ class Chosen:
         weights: canonical names; where there are several, their filters go together, and the first leads.
         level: as on the axis.
         sensitivity: for `SensitivityPruner`, of these weights.
+        rank: that is left.
     """
 
     weights: tuple[str, ...]
     level: float
     sensitivity: float | None = None
+    rank: int | None = None
 
 
 def pruning_epochs(epochs: int) -> int:
@@ -186,12 +189,19 @@ def _weight_bits(chosen: Sequence[Chosen], epochs: int) -> _Made:
     return {"quantizers": {"bits_by_layer": quantizer}}, [policy]
 
 
+def _ranks(chosen: Sequence[Chosen], epochs: int) -> _Made:
+    layers = {owner(name): {"rank": own.rank} for own in chosen for name in own.weights}
+    extensions = {"low_rank": {"class": "LowRankFactorization", "layers": layers}}
+    return {"extensions": extensions}, [{"extension": {"instance_name": "low_rank"}, "epochs": [0]}]
+
+
 _MAKERS: dict[str, Callable[[Sequence[Chosen], int], _Made]] = {
     "element": _elements,
     "channel": _channels,
     "filter": _filters,
     "group": _filters,
     "weight-bits": _weight_bits,
+    "rank": _ranks,
 }
 
 

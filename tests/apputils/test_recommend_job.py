@@ -4,6 +4,7 @@ import json
 import logging
 
 import pytest
+import torch
 import yaml
 
 from distiller.apputils import classifier_jobs as jobs
@@ -160,6 +161,35 @@ def test_bits_become_overrides(flags, open_run, tmp_path):
     assert str(error.value) == ("--recommend: axis 'weight-bits' has no target_sparsity; give --max-drop")
 
 
+def test_ranks_become_two_layers_each(flags, open_run, tmp_path):
+    folder = sweep_of(flags(), tmp_path / "sweep", "rank", FC, levels=(0.1, 0.8))
+    text, schedule = recommended(flags, open_run, "--max-drop 1 --verify", folder)
+    # At a tenth less rank, 270 of 300, the factors would be no smaller: that is no level.
+    assert schedule["extensions"]["low_rank"]["layers"] == {"fc1": {"rank": 60}}
+    said = said_in(text)
+    stay = 60 * (784 + 300) + 300 * 100 + 100 * 10
+    assert f"{stay:,} of the 266,200 elements" in said
+    assert f"{stay:,} of 266,200 MACs stay" in said
+    assert "240 of 300" in text
+    assert "In one shot, without training" in said
+    with pytest.raises(UsageError) as error:
+        recommended(flags, open_run, "--target-sparsity 0.5", folder)
+    assert str(error.value) == (
+        "--recommend: axis 'rank' has no target_sparsity; give --max-drop or --target-macs"
+    )
+
+
+def test_ranks_in_one_shot_are_the_test_of_the_factored_model(flags, open_run, tmp_path):
+    folder = sweep_of(flags(), tmp_path / "sweep", "rank", FC, levels=(0.8,))
+    text, _ = recommended(flags, open_run, "--max-drop 0.5 --verify", folder)
+    compressor = ClassifierCompressor(flags())
+    weight = dict(unwrap(compressor.model).named_parameters())["fc1.weight"].data
+    u, s, v = torch.linalg.svd(weight.double(), full_matrices=False)
+    weight.copy_((u[:, :60] * s[:60]) @ v[:60])
+    factored = compressor.test()
+    assert f"top-1 {factored.top1:.2f} % ({factored.top1_correct:,} of {factored.n:,})" in said_in(text)
+
+
 def test_n_to_m_becomes_its_pruner(flags, open_run, tmp_path):
     folder = sweep_of(flags(), tmp_path / "sweep", "n:m", FC, levels=(0.25, 0.5))
     _, schedule = recommended(flags, open_run, "--max-drop 1.2 --verify", folder)
@@ -226,17 +256,12 @@ def test_of_several_axes_one_has_to_be_named(flags, open_run, element):
     assert levels_in(schedule) == {"fc1.weight": 0.6}
 
 
-@pytest.mark.parametrize(
-    "axis, told",
-    [("rank", "axis 'rank': no schedule is made of it, only of element, channel, n:m, weight-bits, filter, group"),
-     ("activation-bits", "axis 'activation-bits': no schedule is made of it, only of element, channel, n:m, "
-      "weight-bits, filter, group")],
-)  # fmt: skip
-def test_no_schedule_is_made_of_some_axes(flags, open_run, tmp_path, axis, told):
-    dense = 32.0 if axis == "activation-bits" else 0.0
-    levels = (8.0, 4.0) if dense else LEVELS
-    folder = sweep_of(flags(), tmp_path / "sweep", axis, FC, levels, dense)
-    assert refused(flags, open_run, "--max-drop 1", folder) == told
+def test_no_schedule_is_made_of_activation_bits(flags, open_run, tmp_path):
+    folder = sweep_of(flags(), tmp_path / "sweep", "activation-bits", FC, (8.0, 4.0), 32.0)
+    assert refused(flags, open_run, "--max-drop 1", folder) == (
+        "axis 'activation-bits': no schedule is made of it, only of element, channel, n:m, weight-bits, rank, "
+        "filter, group"
+    )
 
 
 def test_levels_that_take_nothing_away_are_refused(flags, open_run, tmp_path):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from distiller.errors import UsageError
 from distiller.factorization.decompositions import tucker2
@@ -17,6 +20,7 @@ from distiller.factorization.ranks import (
     points_by_energy,
     rank_for_energy,
     rank_within,
+    rank_without,
     ranks_for_budget,
 )
 
@@ -142,3 +146,10 @@ def test_points_above_the_hull_are_passed_over():
     assert (chosen["a"].rank, chosen["b"].rank) == ((3,), None)
     assert ranks_for_budget(points, "macs", 40)["a"].rank == (3,)
     assert ranks_for_budget(points, "macs", 30)["a"].rank == (2,)
+
+
+@given(st.integers(1, 600), st.integers(0, 100))
+def test_the_rank_is_what_the_floor_of_the_share_leaves(full, hundredths):
+    expected = max(1, full - int(Fraction(hundredths, 100) * full))
+
+    assert rank_without(full, hundredths / 100) == expected

@@ -89,12 +89,27 @@ def test_bits_save_bits_and_fewer_are_stronger():
     assert list(own.amounts) == [8.0, 2.0]
 
 
-@pytest.mark.parametrize("axis", ["rank", "activation-bits"])
+def test_ranks_save_parameters_and_macs_where_factors_are_smaller():
+    fc, conv = single_prunables(
+        "rank", {"fc": (100, 60), "conv": (20, 10, 3, 3)}, {"fc": 6000, "conv": 180_000}, (0.1, 0.5, 0.9), 4
+    )
+    assert [fc.size, conv.size] == [60, 20]
+    # fc: 54 (100 + 60) > 6,000; 30 (100 + 60) = 4,800; 6 * 160 = 960
+    assert {level: (a.elements, a.macs, a.units) for level, a in fc.amounts.items()} == {
+        0.5: (1200, 1200, 30), 0.9: (5040, 5040, 54),
+    }  # fmt: skip
+    # conv: 18 (90 + 20) > 1,800; 10 * 110 = 1,100; 2 * 110 = 220; each at 100 positions
+    assert {level: (a.elements, a.macs, a.units) for level, a in conv.amounts.items()} == {
+        0.5: (700, 70_000, 10), 0.9: (1580, 158_000, 18),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("axis", ["activation-bits"])
 def test_no_schedule_is_made_of_other_axes(axis):
     with pytest.raises(UsageError) as error:
         single_prunables(axis, {"w": (2, 5)}, {}, (0.5,), 4)
     assert str(error.value) == (
-        f"axis '{axis}': no schedule is made of it, only of element, channel, n:m, weight-bits, filter, group"
+        f"axis '{axis}': no schedule is made of it, only of element, channel, n:m, weight-bits, rank, filter, group"
     )
 
 

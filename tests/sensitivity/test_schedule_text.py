@@ -21,6 +21,7 @@ from tests.sensitivity.test_prunables import Residual
 LAYERS = [Chosen(("conv1.weight",), 0.25), Chosen(("conv2.weight",), 0.5), Chosen(("conv3.weight",), 0.5)]
 COUPLED = [Chosen(("conv1.weight", "conv3.weight"), 0.5), Chosen(("conv2.weight",), 0.25)]
 BY_SENSITIVITY = [Chosen(("conv2.weight",), 0.5, 0.71)]
+RANKS = [Chosen(("conv2.weight",), 0.5, rank=2), Chosen(("fc.weight",), 0.4, rank=1)]
 BITS = [Chosen(("conv2.weight",), 4.0), Chosen(("fc.weight",), 8.0)]
 WINDOW = {"starting_epoch": 0, "frequency": 1}
 
@@ -48,7 +49,7 @@ def test_six_of_ten_epochs_prune_and_one_at_least_trains_on(epochs, pruned):
     [
         ("element", LAYERS, "agp"), ("element", BY_SENSITIVITY, "sensitivity"), ("channel", LAYERS[1:], "agp"),
         ("filter", COUPLED, "agp"), ("group", COUPLED, "agp"), ("n:m", LAYERS[1:], "agp"),
-        ("weight-bits", BITS, "agp"),
+        ("weight-bits", BITS, "agp"), ("rank", RANKS, "agp"),
     ],
 )  # fmt: skip
 def test_the_text_says_what_the_data_say_and_the_program_takes_it(axis, chosen, pruner, epochs):
@@ -107,6 +108,14 @@ def test_a_level_of_n_to_m_is_a_pruner_of_its_n():
     assert [policy.get("epochs") for policy in schedule["policies"]] == [[0], [0], None]
 
 
+def test_ranks_are_those_of_layers():
+    schedule = recommended_schedule("rank", RANKS, 4)
+    assert schedule["extensions"] == {
+        "low_rank": {"class": "LowRankFactorization", "layers": {"conv2": {"rank": 2}, "fc": {"rank": 1}}}
+    }
+    assert schedule["policies"][0] == {"extension": {"instance_name": "low_rank"}, "epochs": [0]}
+
+
 def test_bits_are_overrides_of_the_layers_and_the_others_stay_in_floating_point():
     schedule = recommended_schedule("weight-bits", BITS, 10)
     (quantizer,) = schedule["quantizers"].values()
@@ -134,8 +143,8 @@ def test_comments_are_wrapped_but_for_lines_that_begin_with_a_blank():
     [
         ("element", 1, "agp", "epochs: pruning and training on need 2 at the least, got 1"),
         ("filter", 5, "sensitivity", "pruner 'sensitivity': prunes elements, got axis 'filter'; take 'agp'"),
-        ("rank", 5, "agp", "axis 'rank': no schedule is made of it, only of element, channel, filter, group, "
-         "weight-bits, n:m"),
+        ("activation-bits", 5, "agp", "axis 'activation-bits': no schedule is made of it, only of element, channel, "
+         "filter, group, weight-bits, rank, n:m"),
     ],
 )  # fmt: skip
 def test_what_no_schedule_is_made_of_is_refused(axis, epochs, pruner, told):

@@ -17,14 +17,13 @@ from distiller.errors import UsageError
 from distiller.factorization.decompositions import truncated_svd
 from distiller.factorization.forms import Form, LayerShape, default_form, refusal, shape_of
 from distiller.factorization.planning import rank_text
-from distiller.factorization.ranks import matrix_of
-from distiller.pruning.criteria import snap
+from distiller.factorization.ranks import matrix_of, rank_without
 from distiller.replay import Variant
 from distiller.sensitivity.axes.axis import AxisContext, ParameterAxis, naming
 from distiller.sensitivity.axes.levels import share_levels
 from distiller.sensitivity.units import Unit
 
-__all__ = ["RankAxis", "rank_at"]
+__all__ = ["RankAxis"]
 
 
 class RankAxis(ParameterAxis):
@@ -64,16 +63,6 @@ class RankAxis(ParameterAxis):
         return Unit(self.name, name, levels, make, tensors=(name,), note=_RankNote(form, shape))
 
 
-def rank_at(full: int, level: float) -> int:
-    """The rank that is left: full - floor(level full), at least 1.
-
-    Args:
-        full: at least 1.
-        level: 0..1.
-    """
-    return max(1, full - int(snap(level * full)))
-
-
 @dataclass(frozen=True)
 class _LowRankVariants:
     """Level -> the variant of lower rank. The decomposition is computed once, when it is first asked for."""
@@ -85,7 +74,7 @@ class _LowRankVariants:
     def __call__(self, level: float) -> Variant:
         with naming(self.parameter):
             left, right = self._factors
-        rank = rank_at(right.shape[0], level)
+        rank = rank_without(right.shape[0], level)
         return Variant({self.parameter: (left[:, :rank] @ right[:rank]).reshape(self.dense.shape)})
 
     @cached_property
@@ -104,7 +93,7 @@ class _RankNote:
 
     def __call__(self, level: float) -> str:
         (full,) = self.shape.most(self.form)
-        rank = (rank_at(full, level),)
+        rank = (rank_without(full, level),)
         factored, whole = self.shape.factored_parameters(self.form, rank), self.shape.parameters
         told = f"rank {rank[0]} of {full}: {factored:,} instead of {whole:,} parameters"
         if self.shape.shrinks(self.form, rank):

@@ -1,29 +1,18 @@
 import copy
-from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from distiller.factorization import factorize
 from distiller.factorization.layers import composed
 from distiller.sensitivity.axes import AXES, AxisContext
-from distiller.sensitivity.axes.rank_axis import rank_at
 
 LAYERS = {
     "linear": lambda: nn.Linear(12, 8),
     "convolution": lambda: nn.Conv2d(4, 10, 3),
     "convolution of lines": lambda: nn.Conv1d(3, 8, 2),
 }
-
-
-@given(st.integers(1, 600), st.integers(0, 100))
-def test_the_rank_is_what_the_floor_of_the_share_leaves(full, hundredths):
-    expected = max(1, full - int(Fraction(hundredths, 100) * full))
-
-    assert rank_at(full, hundredths / 100) == expected
 
 
 @pytest.mark.parametrize("build", LAYERS.values(), ids=list(LAYERS))
