@@ -33,9 +33,9 @@ from distiller.sensitivity.recommend import Goal, Harm, Option, monotone_curves,
 from distiller.thinning.removal import apply_recipe, thinning_recipe
 from distiller.thinning.trial import model_groups
 
-__all__ = ["STRUCTURED", "Sweep", "choose_levels"]
+__all__ = ["Sweep", "choose_levels"]
 
-STRUCTURED = ("filter", "group")
+_STRUCTURED = ("filter", "group")
 _GOALS_OF = {"weight-bits": ("max_drop",), "rank": ("max_drop", "target_macs")}
 _PURPOSE = "--recommend"
 
@@ -89,7 +89,7 @@ def choose_levels(compressor: ClassifierCompressor, sweep: Sweep) -> Choice:
     goal = next(Goal(kind, getattr(args, kind)) for kind in GOALS if getattr(args, kind) is not None)
     curves = monotone_curves(sweep.points, sweep.dense_level)
     levels = [level for level in next(iter(curves.values())) if level != sweep.dense_level]
-    is_structured = sweep.axis in STRUCTURED
+    is_structured = sweep.axis in _STRUCTURED
     found = (_coupled if is_structured else _single)(compressor, sweep, list(curves), levels)
     if goal.kind not in (known := _GOALS_OF.get(sweep.axis, GOALS)):
         flags = " or ".join(f"--{kind.replace('_', '-')}" for kind in known)
@@ -175,7 +175,7 @@ def _reached(compressor: ClassifierCompressor, axis: str, taken: Mapping[str, Am
         f"Reached: {100 * elements / found.elements:.2f} % of the elements of the swept weights are zero "
         f"({elements:,} of {found.elements:,})"
     )
-    if axis not in STRUCTURED:
+    if axis not in _STRUCTURED:
         left = 1 - sum(amount.macs for amount in taken.values()) / found.macs
         return (
             f"{zeros}; {100 * left:.2f} % of the MACs are multiplications by weights that are not zero; "

@@ -19,16 +19,15 @@ import torch
 from torch import nn
 
 from distiller.apputils.image_classifier import ClassifierCompressor
-from distiller.apputils.recommend_choice import STRUCTURED, Sweep, choose_levels
+from distiller.apputils.recommend_choice import Sweep, choose_levels
 from distiller.apputils.recommend_text import Choice, Sources, header, verified
 from distiller.atomic_file import write_whole
 from distiller.config import document_config
 from distiller.errors import SensitivityError, UsageError
 from distiller.interfaces import StepContext
 from distiller.layer_replacement import LayerReplacer
-from distiller.names import canonical_state_dict, named_parameters, unwrap
+from distiller.names import named_parameters, unwrap
 from distiller.policy import PruningPolicy
-from distiller.pruning.channel_units import unit_masks
 from distiller.schedule_yaml import parse_document
 from distiller.scheduler import CompressionScheduler
 from distiller.sensitivity.axes import find_axis
@@ -39,8 +38,6 @@ from distiller.sensitivity.point_file import read_settings
 from distiller.sensitivity.report import points_from_csv
 from distiller.sensitivity.schedule_text import Chosen, recommended_schedule, schedule_text
 from distiller.sensitivity.write_errors import reporting_failed_writes
-from distiller.thinning.trial import model_groups
-from distiller.thinning.zero_structures import find_zero_units
 
 _LOG = logging.getLogger(__name__)
 SCHEDULE_NAME = "schedule.yaml"
@@ -69,7 +66,7 @@ def recommend_schedule(compressor: ClassifierCompressor) -> None:
     optimizer = compressor.make_optimizer(copied)
     scheduler = document_config(copied, optimizer, parse_document(text, SCHEDULE_NAME))
     if args.verify:
-        comments.insert(-2, _verify(compressor, scheduler, optimizer, choice, sweep.axis))
+        comments.insert(-2, _verify(compressor, scheduler, optimizer, choice))
         text = schedule_text(schedule, comments)
     path = compressor.run.require_folder() / SCHEDULE_NAME
     with reporting_failed_writes(path):
@@ -140,7 +137,6 @@ def _verify(
     scheduler: CompressionScheduler,
     optimizer: torch.optim.Optimizer,
     choice: Choice,
-    axis: str,
 ) -> str:
     """Test the dense model, and the copy that the scheduler is of as it is at the end of pruning."""
     dense = compressor.test()
@@ -154,21 +150,9 @@ def _verify(
         ctx = StepContext(scheduler.model, scheduler.masks, optimizer, entry.window, epoch)
         entry.policy.on_epoch_begin(ctx)
     with scheduler.masked():
-        if axis in STRUCTURED:
-            _mask_what_goes_along(scheduler.model)
         told = verified(choice.drop, dense, compressor.test(scheduler.model))
     _LOG.info("%s", told)
     return told
-
-
-def _mask_what_goes_along(model: nn.Module) -> None:
-    """Biases and norms of zero filters at zero, as when they are removed."""
-    groups = model_groups(model, "--verify")
-    removed = find_zero_units(canonical_state_dict(model), groups, "filters").removed
-    params = dict(named_parameters(model))
-    with torch.no_grad():
-        for name, mask in unit_masks(params, groups, removed).items():
-            params[name].mul_(mask)
 
 
 def _command(compressor: ClassifierCompressor) -> str:

@@ -30,9 +30,9 @@ _HOW = {
     "where it begins.",
     "channel": "The weakest input channels of each weight become zero over epochs 0 to {last}, gradually, in "
     "each weight by itself; they are not removed.",
-    "filter": "The weakest filters become zero over epochs 0 to {last}, gradually; where filters of several "
-    "layers go together, those of the first decide. Then they are removed, with their biases, norms and "
-    "readers.",
+    "filter": "The weakest filters become zero over epochs 0 to {last}, gradually, with their biases, norms "
+    "and readers; where filters of several layers go together, the sum of their magnitudes decides. Then "
+    "they are removed.",
     "n:m": "Pruned once, before the first epoch.",
     "weight-bits": "Weights are rounded in training to so many bits, symmetrically, with a scale for each "
     "output channel; simulated in floating point.",

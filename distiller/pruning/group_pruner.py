@@ -8,7 +8,7 @@ Knows nothing about when it is called, how masks are applied, or physical remova
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from distiller.channel_groups import ChannelGroup, ChannelGroups
 from distiller.errors import DistillerError
 from distiller.interfaces import Pruner, StepContext
-from distiller.names import named_parameters, resolve_all
+from distiller.names import is_pattern, named_parameters, resolve_all
 from distiller.pruning.channel_units import filter_weights, nonzero_units, unit_masks
 from distiller.pruning.criteria import refuse_nan, snap
 from distiller.pruning.group_targets import GroupTarget
@@ -36,7 +36,7 @@ from distiller.pruning.unit_steps import (
 from distiller.tensor_cuts import TensorCuts
 from distiller.thinning.trial import model_groups
 
-__all__ = ["GroupPruner", "choose_groups"]
+__all__ = ["GroupPruner", "choose_groups", "levels_of_groups"]
 
 
 def choose_groups(
@@ -79,13 +79,47 @@ def choose_groups(
     return tuple(group for group in groups if group.name in chosen)
 
 
+def levels_of_groups(
+    groups: Iterable[ChannelGroup], param_names: Sequence[str], levels: Mapping[str, float], pruner_name: str
+) -> dict[str, float]:
+    """The level of each group that names and patterns of its filters, biases or norms stand for.
+
+    Args:
+        groups: that can be pruned.
+        param_names: all of the model's.
+        levels: by name or pattern; a name wins over a pattern, and any other pattern over `*`.
+        pruner_name: named in errors.
+
+    Returns:
+        By the group's name.
+
+    Raises:
+        DistillerError: two levels for the same group.
+    """
+    by_rank: list[dict[str, tuple[str, float]]] = [{}, {}, {}]
+    for key, level in levels.items():
+        found = by_rank[0 if key == "*" else 1 if is_pattern(key) else 2]
+        names = resolve_all([key], param_names)
+        for group in groups:
+            if _has_one_of(group, names):
+                other, known = found.setdefault(group.name, (key, level))
+                if known != level:
+                    raise ParameterError(
+                        f"pruner '{pruner_name}': '{other}' and '{key}' have the same units (those of "
+                        f"{group.name}), and so must have one level, got {known:g} and {level:g}",
+                        group.name,
+                    )
+    return {name: level for found in by_rank for name, (_, level) in found.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What the pruner works on, in the model as it is now."""
+    """What the pruner works on, in the model as it is now; of groups with a level of their own, that."""
 
     groups: ChannelGroups
     chosen: tuple[ChannelGroup, ...]
     masked: frozenset[str]
+    levels: Mapping[str, float]
 
 
 class GroupPruner(Pruner):
@@ -119,10 +153,15 @@ class GroupPruner(Pruner):
         if ranking not in ("local", "global"):
             raise DistillerError(f"ranking must be 'local' or 'global', got '{ranking}'")
         check_whole_number("round_to", round_to, least=1, most=LONGEST)
+        if target.levels and (weights is not None or ranking != "local"):
+            got = "weights" if weights is not None else "ranking 'global'"
+            raise DistillerError(
+                f"levels name the groups and the share of each, which ranks by itself; got {got} as well"
+            )
         self.name = name
         self.target = target
         self.ranking: Literal["local", "global"] = ranking
-        self.weights = None if weights is None else as_names(weights)
+        self.weights = tuple(target.levels) or (None if weights is None else as_names(weights))
         self.protected = (protected,) if isinstance(protected, str) else tuple(protected or ())
         self.round_to = round_to
         self.max_sparsity = max_sparsity
@@ -157,14 +196,14 @@ class GroupPruner(Pruner):
                 f"max_sparsity {self.max_sparsity:g}: {sizes}; lower the one or raise the other"
             )
         if self.target.is_of_macs:
-            self._taken(found, steps, self.target.final)
+            self._taken(found, steps, None)
 
     def too_small(self, params: Mapping[str, Tensor], ctx: StepContext) -> tuple[str, ...]:
         """Those of `params` whose groups cannot be made smaller, or not by so little as in this epoch."""
         found = self._found()
         steps = self._unranked_steps(found)
         if not self.target.is_of_macs:
-            taken = self._taken(found, steps, self.target.at(ctx))
+            taken = self._taken(found, steps, ctx)
             steps = taken if self.ranking == "local" or not taken else steps
         smaller = {step.group for step in steps}
         pruned = {m.name for group in found.chosen if group.name in smaller for m in group.members}
@@ -174,7 +213,8 @@ class GroupPruner(Pruner):
         """The share of the units that are aimed at in this epoch; {} where MACs are aimed at."""
         if self.target.is_of_macs:
             return {}
-        return dict.fromkeys(self.weights or ("*",), self.target.at(ctx))
+        levels = self.target.levels or dict.fromkeys(self.weights or ("*",), self.target.final)
+        return {key: self.target.at(ctx, level) for key, level in levels.items()}
 
     def compute_masks(self, params: Mapping[str, Tensor], ctx: StepContext) -> dict[str, Tensor]:
         """Masks of the chosen groups' parameters in `params`; those that are not given count as in the model.
@@ -196,7 +236,7 @@ class GroupPruner(Pruner):
             with naming(self.name, group.name):
                 worth = self._scores(everything, group).cpu()
                 scores[group.name] = zeros_first(worth, nonzero_units(everything, group))
-        taken = self._taken(found, self._steps(found, scores), self.target.at(ctx))
+        taken = self._taken(found, self._steps(found, scores), ctx)
         masks = unit_masks(own, found.groups, units_of(taken))
         whole = {name: torch.ones_like(own[name], requires_grad=False) for name in own if name not in masks}
         return {**whole, **masks}
@@ -234,7 +274,8 @@ class GroupPruner(Pruner):
             for group in chosen:
                 with naming(self.name, group.name):
                     self._check_group(group)
-            self._now = _Found(groups, chosen, masked)
+            levels = levels_of_groups(chosen, names, self.target.levels, self.name)
+            self._now = _Found(groups, chosen, masked, levels)
         return self._now
 
     def _still_there(self, groups: ChannelGroups) -> tuple[ChannelGroup, ...]:
@@ -250,8 +291,16 @@ class GroupPruner(Pruner):
                   for group in found.chosen)  # fmt: skip
         return removal_steps(ranked, self.ranking, self.round_to, self.max_sparsity)
 
-    def _taken(self, found: _Found, steps: Sequence[Step], target: float) -> Sequence[Step]:
-        """Those of the steps that bring the model to the target."""
+    def _taken(self, found: _Found, steps: Sequence[Step], ctx: StepContext | None) -> Sequence[Step]:
+        """Those of the steps that bring the model to the target of now; of the end, without a context."""
+
+        def aimed_at(final: float) -> float:
+            return final if ctx is None else self.target.at(ctx, final)
+
+        if found.levels:
+            aims = {name: aimed_at(level) for name, level in found.levels.items()}
+            return [step for step in steps if steps_within_share([step], aims[step.group])]
+        target = aimed_at(self.target.final)
         if not self.target.is_of_macs:
             if self.ranking == "local":
                 return steps_within_share(steps, target)

@@ -1,11 +1,12 @@
-"""How much of a network a pruner of channel groups takes when: a share of units, or of the MACs to end with.
+"""How much a pruner of channel groups takes when: a share of units (of all or each), or the MACs to end with.
 
 Knows nothing about models, groups or masks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from distiller.errors import DistillerError
@@ -25,13 +26,15 @@ class GroupTarget:
 
     Attributes:
         is_of_macs: the share of MACs that is left, else the share of units that is gone.
-        final: at the end of the policy's window.
+        final: at the end of the policy's window; of several the largest.
         initial: at its beginning; None: `final` from the beginning on.
+        levels: the final shares of units by name or pattern of a weight; empty: `final` is that of all.
     """
 
     is_of_macs: bool
     final: float
     initial: float | None
+    levels: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -41,27 +44,30 @@ class GroupTarget:
         initial_sparsity: float | None,
         initial_macs: float | None,
         max_sparsity: float,
+        levels: Mapping[str, float] | None = None,
     ) -> GroupTarget:
         """The target that a pruner's arguments of these names say.
 
         Raises:
-            DistillerError: not exactly one of the two targets is given, or a number out of range.
+            DistillerError: not exactly one of the three targets is given, or a number out of range.
         """
         check_number("max_sparsity", max_sparsity, above=0, most=1)
-        if (final_sparsity is None) == (final_macs is None):
-            got = "neither" if final_macs is None else "both"
-            raise DistillerError(f"needs either final_sparsity or final_macs, got {got}")
+        targets = {"final_sparsity": final_sparsity, "final_macs": final_macs, "levels": levels}
+        given = [argument for argument, value in targets.items() if value is not None]
+        if len(given) != 1:
+            got = " and ".join(given) or "none of them"
+            raise DistillerError(f"needs one of final_sparsity, final_macs and levels, got {got}")
         if final_macs is None:
-            assert final_sparsity is not None
             if initial_macs is not None:
-                raise DistillerError("initial_macs goes with final_macs, got it with final_sparsity")
-            check_fraction("final_sparsity", final_sparsity, one_allowed=False)
-            if final_sparsity > max_sparsity:
-                raise DistillerError(
-                    f"final_sparsity must be at most max_sparsity, {max_sparsity:g}, got {final_sparsity!r}"
-                )
+                raise DistillerError(f"initial_macs goes with final_macs, got it with {given[0]}")
             if initial_sparsity is not None:
                 check_fraction("initial_sparsity", initial_sparsity, one_allowed=False)
+            if levels is not None:
+                for key, level in levels.items():
+                    _check_share(f"levels['{key}']", level, max_sparsity)
+                return cls(False, max(levels.values(), default=0.0), initial_sparsity, dict(levels))
+            assert final_sparsity is not None
+            _check_share("final_sparsity", final_sparsity, max_sparsity)
             target = cls(False, final_sparsity, initial_sparsity)
         else:
             if initial_sparsity is not None:
@@ -78,11 +84,17 @@ class GroupTarget:
             )
         return target
 
-    def at(self, ctx: StepContext) -> float:
-        """The share aimed at now."""
+    def at(self, ctx: StepContext, final: float) -> float:
+        """The share aimed at now, on the way to one of the final shares."""
         if self.initial is None:
-            return self.final
-        return agp_sparsity(progress_within_epoch(ctx), self.initial, self.final)
+            return final
+        return agp_sparsity(progress_within_epoch(ctx), self.initial, final)
+
+
+def _check_share(argument: str, share: float, most: float) -> None:
+    check_fraction(argument, share, one_allowed=False)
+    if share > most:
+        raise DistillerError(f"{argument} must be at most max_sparsity, {most:g}, got {share!r}")
 
 
 def progress_within_epoch(ctx: StepContext) -> float:

@@ -21,7 +21,7 @@ from distiller.pruning.activation_statistics import RunningMean
 from distiller.pruning.channel_units import unit_l1_norms, unit_l2_norms, unit_loss_removed, unit_scales
 from distiller.pruning.group_pruner import GroupPruner
 from distiller.pruning.group_targets import GroupTarget, Share
-from distiller.pruning.settings import FractionBelowOne, Names, checked_whole_number
+from distiller.pruning.settings import FractionBelowOne, LevelsByName, Names, checked_whole_number
 from distiller.registry import PRUNERS
 from distiller.tensor_cuts import TensorCuts
 
@@ -53,10 +53,11 @@ class StructuredGroupPruner(GroupPruner):
         model: what is pruned; a schedule's reader supplies it.
         criterion: 'l1', 'l2' or 'batch_norm', which every chosen group needs a batch norm for.
         final_sparsity: the share of the units to prune, in [0, 1), at most `max_sparsity`: of each group
-            with local ranking, of all chosen groups together with global ranking. Give this or `final_macs`.
+            with local ranking, of all chosen groups together with global ranking. Give this, `final_macs` or
+            `levels`.
         final_macs: the share of the dense model's multiply-accumulates to end with, in (0, 1], counted as if
             pruned units were removed. It is undercut by less than one step.
-        initial_sparsity: with `final_sparsity`, the share at the policy's first epoch, in [0, 1).
+        initial_sparsity: with `final_sparsity` or `levels`, the share at the policy's first epoch, in [0, 1).
         initial_macs: with `final_macs`, the share at the policy's first epoch, in (0, 1].
         ranking: 'local' to prune the same share of each group, as nearly as whole units can; 'global' to
             prune the units of lowest score wherever they are.
@@ -67,9 +68,12 @@ class StructuredGroupPruner(GroupPruner):
             stays whole. Default 1.
         max_sparsity: the share of a group that may go at most, in (0, 1]; one unit always stays. Default
             0.9, so that a global ranking does not close a layer.
+        levels: the share of the units to prune of each group, in [0, 1), at most `max_sparsity`, by the name
+            or a pattern of one of its weights (biases, norms); in place of `weights`. A name wins over a
+            pattern, and any other pattern over `*`.
 
     Raises:
-        DistillerError: an argument out of range, or not one of the two targets.
+        DistillerError: an argument out of range, or not one of the three targets.
 
     Source: Fang et al., "DepGraph: Towards Any Structural Pruning" (arXiv 2301.12900) for groups and scores
     relative to them; Li et al., "Pruning Filters for Efficient ConvNets" (arXiv 1608.08710) for norms of
@@ -90,10 +94,13 @@ class StructuredGroupPruner(GroupPruner):
         protected: Names | None = None,
         round_to: Annotated[int, checked_whole_number(1)] = 1,
         max_sparsity: Share = 0.9,
+        levels: LevelsByName | None = None,
     ) -> None:
         if criterion not in ("l1", "l2", "batch_norm"):
             raise DistillerError(f"criterion must be 'l1', 'l2' or 'batch_norm', got '{criterion}'")
-        target = GroupTarget.of(final_sparsity, final_macs, initial_sparsity, initial_macs, max_sparsity)
+        target = GroupTarget.of(
+            final_sparsity, final_macs, initial_sparsity, initial_macs, max_sparsity, levels
+        )
         super().__init__(name, model, target, ranking, weights, protected, round_to, max_sparsity)
         self.criterion = criterion
         self.ranks_by_weight = criterion != "batch_norm"
@@ -137,18 +144,20 @@ class StructuredGroupTaylorPruner(GroupPruner, DataDrivenPruner):
     Args:
         name: the instance's name in the schedule.
         model: what is pruned; a schedule's reader supplies it.
-        final_sparsity: the share of the units to prune, in [0, 1); this or `final_macs`.
+        final_sparsity: the share of the units to prune, in [0, 1); this, `final_macs` or `levels`.
         final_macs: the share of the dense model's multiply-accumulates to end with, in (0, 1].
-        initial_sparsity: with `final_sparsity`, the share at the policy's first epoch, in [0, 1).
+        initial_sparsity: with `final_sparsity` or `levels`, the share at the policy's first epoch, in [0, 1).
         initial_macs: with `final_macs`, the share at the policy's first epoch, in (0, 1].
         ranking: 'local' or 'global'.
         weights: names and patterns of weights whose groups are pruned; left out: every group that can be.
         protected: names and patterns of weights whose groups stay whole.
         round_to: a group that is pruned keeps a multiple of so many units. Default 1.
         max_sparsity: the share of a group that may go at most, in (0, 1]. Default 0.9.
+        levels: the share of the units to prune of each group, by the name or a pattern of one of its weights;
+            in place of `weights`.
 
     Raises:
-        DistillerError: an argument out of range, or not one of the two targets.
+        DistillerError: an argument out of range, or not one of the three targets.
 
     Source: Molchanov et al., "Importance Estimation for Neural Network Pruning" (arXiv 1906.10771), section
     3, Taylor-FO of a set of parameters.
@@ -169,8 +178,11 @@ class StructuredGroupTaylorPruner(GroupPruner, DataDrivenPruner):
         protected: Names | None = None,
         round_to: Annotated[int, checked_whole_number(1)] = 1,
         max_sparsity: Share = 0.9,
+        levels: LevelsByName | None = None,
     ) -> None:
-        target = GroupTarget.of(final_sparsity, final_macs, initial_sparsity, initial_macs, max_sparsity)
+        target = GroupTarget.of(
+            final_sparsity, final_macs, initial_sparsity, initial_macs, max_sparsity, levels
+        )
         super().__init__(name, model, target, ranking, weights, protected, round_to, max_sparsity)
         self._means: dict[str, RunningMean] = {}
 

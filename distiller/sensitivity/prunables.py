@@ -55,7 +55,7 @@ class Prunable:
 
     Attributes:
         name: of the group, or the weight.
-        weights: what is pruned; the first leads.
+        weights: what is pruned; of a group, those whose filters go together.
         curves: the parameters of the sweep whose drops it costs.
         elements: of the weights.
         amounts: by level that takes something away, the weakest first.
@@ -142,7 +142,7 @@ def coupled_prunables(
         curves = (group.name,) if axis == "group" else tuple(name for name in makers if name in swept)
         if not set(curves).intersection(swept):
             continue
-        reason = _hindrance(group, makers, shapes)
+        reason = _hindrance(axis, group, makers, shapes)
         if reason is None and axis == "filter" and (others := [name for name in makers if name not in swept]):
             reason = f"{others[0]} goes with it and was not swept"
         if reason is not None:
@@ -254,14 +254,18 @@ def _makers(group: ChannelGroup, shapes: Mapping[str, Sequence[int]]) -> tuple[s
     )
 
 
-def _hindrance(group: ChannelGroup, makers: Sequence[str], shapes: Mapping[str, Sequence[int]]) -> str | None:
-    """Why no pruner of filters can take a group's units; None: one can."""
+def _hindrance(
+    axis: str, group: ChannelGroup, makers: Sequence[str], shapes: Mapping[str, Sequence[int]]
+) -> str | None:
+    """Why levels of an axis say nothing of a group's units; None: they do."""
     if group.reason is not None:
         return group.reason
+    if not makers:
+        return "no weight makes its channels"
     one_each = tuple((unit,) for unit in range(group.size))
     for member in group.members:
-        if member.role != "output" or member.name not in makers:
+        if axis == "group" or member.role != "output" or member.name not in makers:
             continue
         if member.dim != 0 or member.indices != one_each or shapes[member.name][0] != group.size:
             return f"its units are not the filters of {member.name} one by one"
-    return None if makers else "no weight makes its channels"
+    return None

@@ -2,7 +2,7 @@
 
     element        AutomatedGradualPruner, one for each level; or SensitivityPruner
     channel        L1RankedStructureParameterPruner_AGP of channels, one for each level
-    filter, group  L1RankedStructureParameterPruner_AGP of filters, with a leader if coupled; FilterRemover
+    filter, group  StructuredGroupPruner with the level of each group, then FilterRemover
     n:m            NMPruner, one for each N
     weight-bits    QuantAwareTrainRangeLinearQuantizer with the bits of each layer
     rank           LowRankFactorization with the rank of each layer
@@ -27,6 +27,7 @@ __all__ = ["ETA_MIN", "Chosen", "pruning_epochs", "recommended_schedule", "sched
 
 ETA_MIN = 0.0002
 _PRUNING_SHARE = 0.6  # of the epochs; the others train what is left
+_MOST_BY_DEFAULT = 0.9  # of a group, by StructuredGroupPruner
 _WIDTH = 110
 PrunerKind = Literal["agp", "sensitivity"]
 
@@ -36,7 +37,7 @@ class Chosen:
     """What is compressed to which level.
 
     Attributes:
-        weights: canonical names; where there are several, their filters go together, and the first leads.
+        weights: canonical names; where there are several, their filters go together.
         level: as on the axis.
         sensitivity: for `SensitivityPruner`, of these weights.
         rank: that is left.
@@ -141,30 +142,29 @@ def _by_sensitivity(chosen: Sequence[Chosen], epochs: int) -> _Made:
 
 def _channels(chosen: Sequence[Chosen], epochs: int) -> _Made:
     pruners = {
-        f"to_{100 * level:g}_percent": _structures(
-            "Channels", level, [name for own in alike for name in own.weights]
-        )
+        f"to_{100 * level:g}_percent": {
+            "class": "L1RankedStructureParameterPruner_AGP",
+            **_from_half(level),
+            "group_type": "Channels",
+            "weights": [name for own in alike for name in own.weights],
+        }
         for level, alike in _by_level(chosen).items()
     }
     return {"pruners": pruners}, _pruned(pruners, pruning_epochs(epochs))
 
 
 def _filters(chosen: Sequence[Chosen], epochs: int) -> _Made:
-    pruners = {
-        f"to_{100 * level:g}_percent": _structures("Filters", level, [own.weights[0] for own in alike])
-        for level, alike in _by_level([own for own in chosen if len(own.weights) == 1]).items()
+    levels = {own.weights[0]: own.level for own in chosen}
+    highest = max(levels.values())
+    pruner = {
+        "class": "StructuredGroupPruner",
+        "initial_sparsity": round(min(levels.values()) / 2, 6),
+        "levels": levels,
+        **({"max_sparsity": highest} if highest > _MOST_BY_DEFAULT else {}),
     }
-    for own in chosen:
-        if len(own.weights) > 1:
-            coupled = _structures("Filters", own.level, [*own.weights])
-            pruners[f"with_{owner(own.weights[0])}"] = {
-                "class": coupled.pop("class"),
-                "group_dependency": "Leader",
-                **coupled,
-            }
     ending = pruning_epochs(epochs)
+    pruners, extensions = {"to_levels": pruner}, {"smaller": {"class": "FilterRemover"}}
     remove = {"extension": {"instance_name": "smaller"}, "epochs": [ending]}
-    extensions = {"smaller": {"class": "FilterRemover"}}
     return {"pruners": pruners, "extensions": extensions}, [*_pruned(pruners, ending), remove]
 
 
@@ -203,15 +203,6 @@ _MAKERS: dict[str, Callable[[Sequence[Chosen], int], _Made]] = {
     "weight-bits": _weight_bits,
     "rank": _ranks,
 }
-
-
-def _structures(kind: str, level: float, weights: list[str]) -> dict[str, Any]:
-    return {
-        "class": "L1RankedStructureParameterPruner_AGP",
-        **_from_half(level),
-        "group_type": kind,
-        "weights": weights,
-    }
 
 
 def _from_half(level: float) -> dict[str, float]:

@@ -29,10 +29,31 @@ def test_patterns_choose_groups_and_protect_them():
 @pytest.mark.parametrize(
     ("settings", "error"),
     [
-        ({}, "needs either final_sparsity or final_macs, got neither"),
+        ({}, "needs one of final_sparsity, final_macs and levels, got none of them"),
         (
             {"final_sparsity": 0.5, "final_macs": 0.5},
-            "needs either final_sparsity or final_macs, got both",
+            "needs one of final_sparsity, final_macs and levels, got final_sparsity and final_macs",
+        ),
+        (
+            {"final_macs": 0.5, "levels": {"stem.weight": 0.5}},
+            "needs one of final_sparsity, final_macs and levels, got final_macs and levels",
+        ),
+        (
+            {"levels": {"stem.weight": 0.95}},
+            "levels['stem.weight'] must be at most max_sparsity, 0.9, got 0.95",
+        ),
+        ({"levels": {"stem.weight": -0.1}}, "levels['stem.weight'] must be in [0, 1), got -0.1"),
+        (
+            {"levels": {"stem.weight": 0.5}, "initial_macs": 0.9},
+            "initial_macs goes with final_macs, got it with levels",
+        ),
+        (
+            {"levels": {"stem.weight": 0.5}, "weights": "conv1.weight"},
+            "levels name the groups and the share of each, which ranks by itself; got weights as well",
+        ),
+        (
+            {"levels": {"stem.weight": 0.5}, "ranking": "global"},
+            "levels name the groups and the share of each, which ranks by itself; got ranking 'global' as well",
         ),
         ({"final_sparsity": 1.0}, "final_sparsity must be in [0, 1), got 1.0"),
         ({"final_sparsity": 0.95}, "final_sparsity must be at most max_sparsity, 0.9, got 0.95"),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from distiller.models import create_model
+from distiller.pruning.settings import ParameterError
 from distiller.pruning.structured_groups import StructuredGroupPruner
 from distiller.thinning.removal import apply_recipe, thinning_recipe
 from distiller.thinning.trial import model_groups
@@ -71,6 +72,71 @@ def test_local_ranking_prunes_the_share_of_each_group():
     removed = removed_by(masks_of(pruner, model), model)
     assert {name: len(units) for name, units in removed.items()} == {STREAM: 2, INNER: 3}
     assert pruner.target_sparsity(at(model)) == {"*": 0.5}
+
+
+def test_each_group_may_have_a_level_of_its_own():
+    model = Residual()
+    pruner = StructuredGroupPruner("p", model, levels={"stem.weight": 0.25, "bn1.bias": 0.67})
+    masks = masks_of(pruner, model)
+    assert set(masks) == OF_STREAM | OF_INNER
+    assert {name: len(units) for name, units in removed_by(masks, model).items()} == {STREAM: 1, INNER: 4}
+    assert pruner.target_sparsity(at(model)) == {"stem.weight": 0.25, "bn1.bias": 0.67}
+    alone = StructuredGroupPruner("p", model, final_sparsity=0.25, weights="stem.weight")
+    expected = removed_by(masks_of(alone, model), model)
+    assert removed_by(masks, model)[STREAM] == expected[STREAM]
+    assert set(masks_of(StructuredGroupPruner("p", model, levels={"conv1.weight": 0.5}), model)) == OF_INNER
+
+
+def test_a_name_wins_over_a_pattern_and_a_pattern_over_the_default():
+    model = Residual()
+
+    def removed(levels):
+        masks = masks_of(StructuredGroupPruner("p", model, levels=levels), model)
+        return {name: len(units) for name, units in removed_by(masks, model).items()}
+
+    assert removed({"*": 0.5}) == {STREAM: 2, INNER: 3}
+    assert removed({"conv1.weight": 0.34, "*": 0.5}) == {STREAM: 2, INNER: 2}
+    assert removed({"conv1*": 0.34, "*": 0.5, "bn1.weight": 0.17}) == {STREAM: 2, INNER: 1}
+
+
+def test_two_levels_for_the_same_units_are_refused():
+    model = Residual()
+    pruner = StructuredGroupPruner("p", model, levels={"stem.weight": 0.25, "conv2.weight": 0.5})
+    with pytest.raises(ParameterError) as error:
+        masks_of(pruner, model)
+    assert str(error.value) == (
+        "pruner 'p': 'stem.weight' and 'conv2.weight' have the same units (those of stem.weight), and so must "
+        "have one level, got 0.25 and 0.5"
+    )
+
+
+def test_each_level_is_come_to_gradually():
+    model = Residual()
+    pruner = StructuredGroupPruner(
+        "p", model, initial_sparsity=0.0, levels={"stem.weight": 0.5, "conv1.weight": 0.84}
+    )
+    counts = []
+    for epoch in range(4):
+        ctx = at(model, epoch, (0, 4))
+        shares = pruner.target_sparsity(ctx)
+        left = (1 - ctx.window.progress(epoch)) ** 3
+        assert shares == pytest.approx({"stem.weight": 0.5 * (1 - left), "conv1.weight": 0.84 * (1 - left)})
+        removed = removed_by(masks_of(pruner, model, ctx), model)
+        counts.append({name: len(units) for name, units in removed.items() if units})
+    assert counts[0] == {}
+    assert counts[1] == {STREAM: 1, INNER: 3}  # of 4 and 6: floors of 1.41 and 3.55
+    assert counts[-1] == {STREAM: 2, INNER: 5}
+
+
+def test_levels_go_on_being_shares_of_the_dense_model_after_a_thinning():
+    model = Residual()
+    pruner = StructuredGroupPruner("p", model, levels={"stem.weight": 0.5, "conv1.weight": 0.67})
+    masks_of(pruner, model)
+    recipe = thinning_recipe(model, model_groups(model, "test"), {STREAM: [0], INNER: [1, 2]})
+    apply_recipe(model, recipe)
+    pruner.follow_thinning(recipe.tensors)
+    removed = removed_by(masks_of(pruner, model), model)
+    assert {name: len(units) for name, units in removed.items()} == {STREAM: 1, INNER: 2}  # 2 and 4 in all
 
 
 def test_global_ranking_prunes_the_share_of_all_groups_together():
@@ -164,13 +230,13 @@ def test_the_target_is_gradual_within_epochs_too():
     model = Residual()
     pruner = StructuredGroupPruner("p", model, final_sparsity=0.8, initial_sparsity=0.0)
     shares = [
-        pruner.target.at(at(model, epoch, (1, 3), minibatch=step, minibatches_per_epoch=4))
+        pruner.target.at(at(model, epoch, (1, 3), minibatch=step, minibatches_per_epoch=4), 0.8)
         for epoch in (1, 2)
         for step in (0, 1, 2, 3)
     ]
     expected = [0.8 * (1 - (1 - progress) ** 3) for progress in (0, 0.25, 0.5, 0.75, 1, 1, 1, 1)]
     assert shares == pytest.approx(expected)
-    assert pruner.target.at(at(model, 2, (1, 3))) == 0.8
+    assert pruner.target.at(at(model, 2, (1, 3)), 0.8) == 0.8
 
 
 @pytest.mark.parametrize("kind", [Residual, Branches])

@@ -77,19 +77,20 @@ def test_elements_of_one_level_share_a_pruner():
     }  # fmt: skip
 
 
-def test_filters_that_go_together_follow_a_leader_and_are_removed_when_all_are_pruned():
+def test_filters_that_go_together_are_pruned_as_one_group_and_removed_when_all_are_pruned():
     schedule = recommended_schedule("filter", COUPLED, 5)
     assert schedule["pruners"] == {
-        "to_25_percent": {"class": "L1RankedStructureParameterPruner_AGP", "initial_sparsity": 0.125,
-                          "final_sparsity": 0.25, "group_type": "Filters", "weights": ["conv2.weight"]},
-        "with_conv1": {"class": "L1RankedStructureParameterPruner_AGP", "group_dependency": "Leader",
-                       "initial_sparsity": 0.25, "final_sparsity": 0.5, "group_type": "Filters",
-                       "weights": ["conv1.weight", "conv3.weight"]},
+        "to_levels": {"class": "StructuredGroupPruner", "initial_sparsity": 0.125,
+                      "levels": {"conv1.weight": 0.5, "conv2.weight": 0.25}},
     }  # fmt: skip
     assert schedule["extensions"] == {"smaller": {"class": "FilterRemover"}}
     assert [policy.get("ending_epoch", policy.get("epochs")) for policy in schedule["policies"]] == [
-        3, 3, [3], 4,
-    ]  # fmt: skip
+        3,
+        [3],
+        4,
+    ]
+    highest = recommended_schedule("group", [Chosen(("conv1.weight",), 0.95)], 5)["pruners"]["to_levels"]
+    assert highest["max_sparsity"] == 0.95
 
 
 def test_sensitivities_are_by_weight():
