@@ -6,7 +6,7 @@ the memory settings of the engine's processes, of which there is one for each th
 by block; that every count agrees is checked.
 
     python benchmarks/sensitivity.py            # ResNet-20 on 1,000 images, VGG-16 and ResNet-18 on fewer
-    python benchmarks/sensitivity.py --full     # ResNet-20 on all 10,000, and the statistical mode: 1 to 2 hours
+    python benchmarks/sensitivity.py --full     # ResNet-20 on all 10,000, and statistical mode: over an hour
     python benchmarks/sensitivity.py --quick    # ResNet-20, fewer levels and images, without --sense-fast
 
 ResNet-20 is the one of `make results-schedules`, on the test images of Fashion-MNIST; where there is none,
