@@ -3,8 +3,9 @@
 What the network computes stays the same:
 
     the sign of a zero     is +; a mask leaves -0.0 where a weight was negative
-    trained quantization   the full-precision weight behind a quantized one is that itself, in layers that
-                           make the very same weight of it; codes of pruned elements are 0
+    trained quantization   the full-precision weight behind a quantized one is one of few values, which is
+                           quantized to the very same (`stored_weights`); a batch norm that was folded into it
+                           in training is absorbed; codes of pruned elements are 0
     `save_fp_weights`      full-precision copies beside quantized weights are left out
 
 Knows nothing about files.
@@ -12,7 +13,8 @@ Knows nothing about files.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distiller.apputils.stored_weights import same_numbers, stored_weight
 from distiller.names import canonical_state_dict, hidden_prefix, named_modules, unwrap
 from distiller.quantization.codebook import CodebookWeights
+from distiller.quantization.training.folded_parameters import FoldedParameters, affine_of, sigma_of
 
 __all__ = ["InferenceState", "inference_state"]
 
@@ -59,12 +63,12 @@ def inference_state(model: nn.Module) -> InferenceState:
     try:
         for name, layer in named_modules(bare):
             for key in list(getattr(layer, "parametrizations", ())):
-                kept += _collapse(layer, key, f"{name}.{key}" if name else key, tensors)
+                kept += _collapse(bare, layer, f"{name}.{key}" if name else key, tensors)
     finally:
         for module, mode in modes:
             module.training = mode
     notes = [
-        f"{name}: stored in full precision, its quantized values would not be quantized to themselves"
+        f"{name}: stored in full precision, no weight of fewer values was found that is quantized alike"
         for name in kept
     ]
     if quantizer is not None and quantizer.get("params", {}).get("save_fp_weights"):
@@ -86,40 +90,74 @@ def inference_state(model: nn.Module) -> InferenceState:
     return InferenceState(tensors, quantizer, tuple(notes))
 
 
-def _collapse(layer: nn.Module, key: str, name: str, tensors: dict[str, Tensor]) -> list[str]:
-    """Put a quantized parameter in the place of its full-precision one; returns its name if it cannot be."""
+def _collapse(model: nn.Module, layer: nn.Module, name: str, tensors: dict[str, Tensor]) -> list[str]:
+    """Put few values in the place of a full-precision parameter; returns its name if none serve."""
+    key = name.rpartition(".")[2]
     chain: Any = layer.parametrizations[key]  # type: ignore[index]
     if name not in tensors:  # made of several tensors
         return []
     computed: Tensor = getattr(layer, key).detach().clone()
     original: Tensor = chain.original
 
-    def same() -> bool:
-        return _same_numbers(getattr(layer, key), computed)
+    def quantized(values: Tensor) -> Tensor:
+        with _holding({original: values}):
+            return getattr(layer, key).detach()
 
     if computed.shape != original.shape or computed.dtype != original.dtype:
         return [name]
-    if not _holds_with(original, computed, same):
+    absorbed, full = {}, original.detach()
+    if isinstance(chain[-1], FoldedParameters):
+        absorbed = _absorbed(model, layer, chain[-1])
+        full = chain[-1].folded_weight(full).detach() if absorbed else full
+    with _holding(dict(absorbed.values())):
+        stored = stored_weight(full, computed, quantized)
+    if stored is None:
         return [name]
-    tensors[name] = computed
+    tensors[name] = stored
+    tensors.update({own: values for own, (_, values) in absorbed.items()})
     for index, step in enumerate(chain):
         if isinstance(step, CodebookWeights):
             codes = torch.where(computed == 0, torch.zeros_like(step.assignments), step.assignments)
-            if _holds_with(step.assignments, codes, same):
+            with _holding({step.assignments: codes}):
+                holds = same_numbers(getattr(layer, key), computed)
+            if holds:
                 tensors[f"{hidden_prefix(name)}{index}.assignments"] = codes
     return []
 
 
-def _holds_with(tensor: Tensor, values: Tensor, holds: Callable[[], bool]) -> bool:
-    """Whether something holds while a tensor has other values; it has its own again afterwards."""
-    data = tensor.data
+def _absorbed(
+    model: nn.Module, layer: nn.Module, folding: FoldedParameters
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Name -> (tensor, value) with which a batch norm changes the weight it is folded into no more.
+
+    Its scale becomes its standard deviation, so that their quotient is 1; its mean and the layer's bias
+    become 0, and its shift the bias that is folded. {}: it has no scale and shift.
+    """
+    bn, bias = folding.bn, getattr(layer, "bias", None)
+    if bn.weight is None or bn.bias is None or bn.running_mean is None:
+        return {}
+    names = {id(module): own for own, module in named_modules(model)}
+    of_bn, of_layer = names[id(bn)], names[id(layer)]
+    gamma, beta = affine_of(bn)
+    distance = bn.running_mean if bias is None else bn.running_mean - bias
+    found = {
+        f"{of_bn}.weight": (bn.weight, sigma_of(bn).to(bn.weight.dtype)),
+        f"{of_bn}.bias": (bn.bias, beta - gamma * distance / sigma_of(bn)),
+        f"{of_bn}.running_mean": (bn.running_mean, torch.zeros_like(bn.running_mean)),
+    }
+    if bias is not None:
+        found[f"{of_layer}.bias" if of_layer else "bias"] = (bias, torch.zeros_like(bias))
+    return found
+
+
+@contextmanager
+def _holding(values: Mapping[Tensor, Tensor]) -> Iterator[None]:
+    """Tensors with other values; they have their own again afterwards."""
+    kept = {tensor: tensor.data for tensor in values}
     try:
-        tensor.data = values
-        return holds()
+        for tensor, value in values.items():
+            tensor.data = value
+        yield
     finally:
-        tensor.data = data
-
-
-def _same_numbers(one: Tensor, other: Tensor) -> bool:
-    """Equal, NaN to NaN."""
-    return torch.equal(one, other) or bool(torch.isclose(one, other, 0, 0, equal_nan=True).all())
+        for tensor, data in kept.items():
+            tensor.data = data

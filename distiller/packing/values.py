@@ -10,6 +10,9 @@ A value is the whole number that its bits are (its *pattern*), of 1, 2, 4 or 8 b
     rowcodebook   alike, with different patterns for each row
     grid          float32 alone: k * scale, computed in float32, with whole k
     rowgrid       alike, with a scale for each row
+    grid+         `grid`, but for the least and the largest value; training that quantizes weights over their
+                  range has these two in full precision
+    rowgrid+      alike, with a scale, a least and a largest value for each row
 
 A row is what has one index in dimension 0. Knows nothing about where in a tensor the values are.
 """
@@ -22,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from distiller.packing.cursor import Cursor, DamagedSectionError, signed_varint, varint
-from distiller.packing.gaps import read_gaps, write_gaps
+from distiller.packing.gaps import best_fineness, read_gaps, write_gaps
 from distiller.packing.grids import grid_scale, on_grid, row_scales
 from distiller.packing.symbols import LARGEST_ALPHABET, read_symbols, symbol_form, write_symbols
 
@@ -85,11 +88,11 @@ def value_forms(patterns: np.ndarray, kind: Kind, rows: np.ndarray | None, row_c
         forms += _codebook(patterns, kind)
     is_single = kind.size == 4 and kind.is_float
     if is_single:
-        forms += _grid(patterns, sample)
+        forms += _grid(patterns, None, 1)
     if rows is not None and row_count > 1:
         forms += _row_codebook(patterns, kind, rows, row_count)
         if is_single:
-            forms += _row_grid(patterns, rows, row_count)
+            forms += _grid(patterns, rows, row_count)
     return forms
 
 
@@ -123,12 +126,21 @@ def read_values(
         return _read_row_codebook(cursor, count, kind, rows(), row_count)
     if not (kind.size == 4 and kind.is_float):
         raise DamagedSectionError(f"has values in the form '{name}', which is for float32 alone")
-    scales = cursor.array("<f4", 1 if name == "grid" else row_count)
+    places, others = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=kind.numpy)
+    if name.endswith("+"):
+        number = cursor.varint(count + 1)
+        gaps = read_gaps(cursor, number)
+        if float(gaps.sum(dtype=np.float64)) + number > count:
+            raise DamagedSectionError(f"has extremes behind the last of its {count} values")
+        places, others = np.cumsum(gaps + 1) - 1, cursor.array(kind.numpy.str, number)
+    has_rows = name.startswith("row")
+    scales = cursor.array("<f4", row_count if has_rows else 1)
     low = cursor.signed(_LARGEST_K + 1)
     size = cursor.varint(LARGEST_ALPHABET) + 1
     steps = read_symbols(cursor, size, count).astype(np.int64) + low
-    of_each = scales[0] if name == "grid" else scales[rows()]
-    return on_grid(steps, of_each)
+    patterns = on_grid(steps, scales[rows()] if has_rows else scales[0])
+    patterns[places] = others
+    return patterns
 
 
 def _planes(patterns: np.ndarray, kind: Kind) -> ValueForm:
@@ -205,16 +217,57 @@ def _read_row_codebook(
     return table[(np.cumsum(of_row) - of_row)[rows] + codes]
 
 
-def _grid(patterns: np.ndarray, sample: np.ndarray) -> list[ValueForm]:
+def _grid(patterns: np.ndarray, rows: np.ndarray | None, row_count: int) -> list[ValueForm]:
+    """The values on a grid, or all but the extremes."""
     values = patterns.view(np.float32)
+    if not bool(np.isfinite(values).all()):
+        return []
+    name = "grid" if rows is None else "rowgrid"
+    scales = _scales(values, rows, row_count)
+    if scales is not None:
+        return _grid_form(name, values, scales, rows)
+    places = _extremes(values, rows)
+    scales = _scales(_without(values, places), rows, row_count)
+    if scales is None:
+        return []
+    of_each = scales[0] if rows is None else scales[rows[places]]
+    is_on_it = on_grid(np.rint(values[places].astype(np.float64) / of_each), of_each) == patterns[places]
+    places = places[~is_on_it]
+    gaps = np.diff(places, prepend=-1) - 1
+    head = varint(places.size) + write_gaps(gaps, best_fineness(gaps)[0]) + patterns[places].tobytes()
+    rest = _grid_form(name, _without(values, places), scales, rows)
+    return [_behind(head, form) for form in rest]
+
+
+def _behind(head: bytes, form: ValueForm) -> ValueForm:
+    return ValueForm(f"{form.name}+", len(head) + form.size, lambda: head + form.write())
+
+
+def _scales(values: np.ndarray, rows: np.ndarray | None, row_count: int) -> np.ndarray | None:
+    """Of the grid, or of that of each row."""
+    if rows is not None:
+        return row_scales(values, rows, row_count)
+    patterns = values.view(np.uint32)
+    sample = np.unique(patterns[:: max(1, patterns.size // _SAMPLE)][:_SAMPLE])
     scale = grid_scale(values, sample.view(np.float32))
-    return [] if scale is None else _grid_form("grid", values, np.array([scale], dtype=np.float32), None)
+    return None if scale is None else np.array([scale], dtype=np.float32)
 
 
-def _row_grid(patterns: np.ndarray, rows: np.ndarray, row_count: int) -> list[ValueForm]:
-    values = patterns.view(np.float32)
-    scales = row_scales(values, rows, row_count)
-    return [] if scales is None else _grid_form("rowgrid", values, scales, rows)
+def _extremes(values: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
+    """Where the least and the largest value are, of all or of each row; ascending."""
+    if rows is None:
+        return np.unique([values.argmin(), values.argmax()])
+    order = np.lexsort((values, rows))
+    begins = np.flatnonzero(np.diff(rows[order], prepend=-1))
+    ends = np.append(begins[1:], rows.size) - 1
+    return np.unique(order[np.append(begins, ends)])
+
+
+def _without(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The values with 0, which is on every grid, in these places."""
+    rest = values.copy()
+    rest[places] = 0
+    return rest
 
 
 def _grid_form(name: str, values: np.ndarray, scales: np.ndarray, rows: np.ndarray | None) -> list[ValueForm]:
@@ -233,4 +286,4 @@ def _grid_form(name: str, values: np.ndarray, scales: np.ndarray, rows: np.ndarr
     return [ValueForm(name, size, lambda: head + write_symbols(shifted, alphabet, counts))]
 
 
-VALUE_FORMS = ("raw", "planes", "codebook", "rowcodebook", "grid", "rowgrid")
+VALUE_FORMS = ("raw", "planes", "codebook", "rowcodebook", "grid", "rowgrid", "grid+", "rowgrid+")

@@ -23,10 +23,13 @@ from distiller.packing import pack_tensors
 from distiller.quantization import (
     BinaryQuantizer,
     CodebookQuantizer,
+    DorefaQuantizer,
     LSQQuantizer,
+    PACTQuantizer,
     PostTrainLinearQuantizer,
     QuantAwareTrainRangeLinearQuantizer,
     TernaryQuantizer,
+    WRPNQuantizer,
 )
 from distiller.thinning import remove_filters
 
@@ -34,6 +37,12 @@ from distiller.thinning import remove_filters
 def lenet() -> torch.nn.Module:
     torch.manual_seed(3)
     return create_model(False, "digits", "lenet5", parallel=False).eval()
+
+
+def with_norms() -> torch.nn.Module:
+    torch.manual_seed(3)
+    model = create_model(False, "digits", "vgg11_bn_025_cifar", parallel=False).eval()
+    return model
 
 
 def images(model: torch.nn.Module) -> torch.Tensor:
@@ -104,37 +113,63 @@ def test_a_thinned_model_comes_back_as_thin(tmp_path):
 
 
 QUANTIZERS = {
-    "codebook": (CodebookQuantizer, {"bits_weights": 4, "keep_zero": True}, True),
-    "codebook of each channel": (CodebookQuantizer, {"bits_weights": 2, "per_channel_wts": True}, True),
-    "range-linear": (QuantAwareTrainRangeLinearQuantizer, {"bits_weights": 8, "bits_activations": 8}, False),
-    "lsq": (LSQQuantizer, {"bits_weights": 4}, False),
-    "binary": (BinaryQuantizer, {"bits_weights": 1}, False),
-    "ternary": (TernaryQuantizer, {"bits_weights": 2}, False),
-}
+    "codebook": (CodebookQuantizer, {"bits_weights": 4, "keep_zero": True}, 4),
+    "codebook of each channel": (CodebookQuantizer, {"bits_weights": 2, "per_channel_wts": True}, 2),
+    "range-linear": (QuantAwareTrainRangeLinearQuantizer, {"bits_weights": 8, "bits_activations": 8}, 8),
+    "range-linear, unsigned": (
+        QuantAwareTrainRangeLinearQuantizer, {"bits_weights": 8, "mode": "ASYMMETRIC_UNSIGNED"}, 8,
+    ),
+    "range-linear of each channel": (
+        QuantAwareTrainRangeLinearQuantizer, {"bits_weights": 4, "per_channel_wts": True}, 4,
+    ),
+    "folded": (QuantAwareTrainRangeLinearQuantizer, {"bits_weights": 4, "simulate_bn_folding": True}, 4),
+    "folded, of each channel": (
+        QuantAwareTrainRangeLinearQuantizer,
+        {"bits_weights": 4, "simulate_bn_folding": True, "per_channel_wts": True}, 4,
+    ),
+    "lsq": (LSQQuantizer, {"bits_weights": 4}, 4),
+    "dorefa": (DorefaQuantizer, {"bits_weights": 3}, 3),
+    "pact": (PACTQuantizer, {"bits_weights": 4, "bits_activations": 4}, 4),
+    "wrpn": (WRPNQuantizer, {"bits_weights": 4}, 4),
+    "binary": (BinaryQuantizer, {"bits_weights": 1}, 1),
+    "ternary": (TernaryQuantizer, {"bits_weights": 2}, 2),
+    "ternary of each channel": (TernaryQuantizer, {"bits_weights": 2, "per_channel_wts": True}, 2),
+    "ternary, learned scales": (TernaryQuantizer, {"bits_weights": 2, "learned_scales": True}, 2),
+    "binary of each channel": (BinaryQuantizer, {"bits_weights": 1, "per_channel_wts": True}, 1),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
-def test_a_model_trained_with_quantization_computes_the_same_from_what_is_stored(name, tmp_path):
-    kind, settings, is_collapsed = QUANTIZERS[name]
-    model = lenet()
+@pytest.mark.parametrize("pruned", [0.0, 0.9])
+def test_a_model_trained_with_quantization_is_stored_at_its_bits_and_computes_the_same(
+    name, pruned, tmp_path
+):
+    kind, settings, bits = QUANTIZERS[name]
+    torch.manual_seed(len(name))
+    model = with_norms() if "folded" in name else lenet()
     with torch.no_grad():
-        model.fc1.weight[torch.rand_like(model.fc1.weight) < 0.9] *= 0  # type: ignore[index,operator]
+        for weight in model.parameters():
+            if weight.dim() > 1 and pruned:
+                weight[torch.rand_like(weight) < pruned] = 0
     quantizer = kind(model, torch.optim.SGD(model.parameters(), 0.01), **settings)
     quantizer.prepare_model(images(model))
-    model.train()(images(model)).sum().backward()  # ranges and steps are set by training
+    for _ in range(3):
+        model.train()(images(model)).sum().backward()  # ranges and steps are set by training
     expected = outputs(model)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     state = inference_state(model)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    pack(model, tmp_path / "full.dsz")
+    assert not [note for note in state.notes if "full precision" in note]
     report = pack(model, tmp_path / "m.dsz", state.tensors)
     checkpoint = read_checkpoint(tmp_path / "m.dsz")
-    again = lenet()
+    again = with_norms() if "folded" in name else lenet()
     assert restore_quantizer(again, checkpoint) is not None
     load_state(again, checkpoint)
     assert torch.equal(outputs(again), expected)
-    if is_collapsed:
-        assert 4 * report.bytes < (tmp_path / "full.dsz").stat().st_size
+    large = [t for t in report.tensors if t.elements > 10_000]
+    assert large
+    # codes, and of each channel its scale, or its values, and its extremes
+    assert 8 * sum(t.bytes for t in large) <= (bits + 1.1) * sum(t.elements for t in large)
 
 
 @pytest.mark.parametrize("per_channel", [False, True])

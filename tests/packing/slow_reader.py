@@ -153,6 +153,16 @@ def values(source: Bytes, form: str, n: int, dtype: str, rows: list[int], row_co
         tables = [[source.number(size) for _ in range(count)] for count in counts]
         codes = symbols(source, max(counts), n)
         return [tables[row][code] for row, code in zip(rows, codes, strict=True)]
+    if form.endswith("+"):
+        number = source.varint()
+        jumps = gaps(source, number)
+        patterns = [source.number(4) for _ in range(number)]
+        found = values(source, form[:-1], n, dtype, rows, row_count)
+        place = -1
+        for jump, pattern in zip(jumps, patterns, strict=True):
+            place += jump + 1
+            found[place] = pattern
+        return found
     scales = [struct.unpack("<f", source.take(4))[0] for _ in range(1 if form == "grid" else row_count)]
     low = source.signed()
     alphabet = source.varint() + 1

@@ -1,15 +1,25 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
-from distiller.packing.cursor import Cursor, DamagedSectionError
+from distiller.packing.cursor import Cursor, DamagedSectionError, varint
 from distiller.packing.gaps import write_gaps
 from distiller.packing.values import VALUE_FORMS, Kind, read_values, value_forms
 from tests.packing.networks import normal, rounded, shared, shared_by_rows
 
 FLOAT32 = Kind(4, True)
 ROWS = np.repeat(np.arange(20), 100)
+
+
+def but_extremes(weight, rows):
+    """The least value a little less, the largest a little larger, of each row."""
+    weight = weight.view(rows, -1).clone()
+    for place, factor in ((weight.argmin(1), 1.003), (weight.argmax(1), 1.0007)):
+        weight[range(rows), place] *= factor
+    return weight.view(20, 100)
 
 
 def forms(weight) -> dict:
@@ -26,6 +36,8 @@ def forms(weight) -> dict:
         (shared_by_rows(20, 100, 2), "rowcodebook"),
         (rounded(normal(20, 100), 5, False), "grid"),
         (rounded(normal(20, 100), 5, True), "rowgrid"),
+        (but_extremes(rounded(normal(20, 100), 8, False), 1), "grid+"),
+        (but_extremes(rounded(normal(20, 100), 5, True), 20), "rowgrid+"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -43,8 +55,16 @@ def test_every_form_reads_back_and_the_best_is_that_of_the_method(weight, best):
 
 @pytest.mark.parametrize("name", [name for name in VALUE_FORMS if "grid" in name])
 def test_a_grid_of_another_type_is_refused(name):
-    with pytest.raises(DamagedSectionError, match=f"'{name}', which is for float32 alone$"):
+    with pytest.raises(DamagedSectionError, match=re.escape(f"'{name}', which is for float32 alone")):
         read_values(name, Cursor(bytes(100)), 2, Kind(2, True), lambda: ROWS[:2], 1)
+
+
+@pytest.mark.parametrize("gaps", [[0, 9], [10], [2**40 - 1] * 3], ids=str)
+def test_extremes_behind_the_last_value_are_refused(gaps):
+    data = varint(len(gaps)) + write_gaps(np.array(gaps), 5) + bytes(100)
+    for name in ("grid+", "rowgrid+"):
+        with pytest.raises(DamagedSectionError, match="^has extremes behind the last of its 10 values$"):
+            read_values(name, Cursor(data), 10, FLOAT32, lambda: ROWS[:10], 1)
 
 
 def test_a_code_that_its_row_has_not_is_refused():
