@@ -37,11 +37,11 @@ def stored_weight(original: Tensor, computed: Tensor, quantized: Callable[[Tenso
         quantized: quantizes any other weight in its place.
 
     Returns:
-        The first of the ways above that holds in every element; None: none does, or only the original.
+        The first of the ways above that holds in every element; None: none does.
     """
     for candidate in _candidates(original, computed):
         if same_numbers(quantized(candidate), computed):
-            return None if torch.equal(candidate, original) and candidate is not computed else candidate
+            return candidate
     return None
 
 
