@@ -11,12 +11,20 @@ bars hold. Knows nothing about how networks are compressed.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
+import torch
+
+from compress_classifier import make_parser
+from distiller.apputils.classifier_training import ClassifierTraining
+from distiller.apputils.image_classifier import ClassifierCompressor
 from distiller.atomic_file import write_whole
+from docs.dense_networks import require
 from docs.schedule_headers import ROOT
 from docs.seeded_runs import SEEDS, Study, Training, schedule_flags, shipped_schedule, spread, top1
 
@@ -28,6 +36,7 @@ TITLES = {
     "prune_share": "pruned, shared, packed",
     "all": "factored, pruned, shared, distilled, packed",
     "mixture": "soft weight sharing, before quantization",
+    "just_quantized": "soft weight sharing, quantized, before any further training",
     "quantized": "soft weight sharing, quantized, values trained on, packed",
 }
 RATE, POINTS, SPARSITY = 40.0, 1.0, 0.95
@@ -59,6 +68,31 @@ def study() -> Study:
             Training("quantized", (*quantized, "--pack", "model.dsz")),
         ],
     )
+
+
+def measure_quantization(seed: int) -> None:
+    """Test the network as the first step of quantization leaves it, unless that is known; keep the result."""
+    own = study()
+    if own.card("just_quantized", seed) is not None:
+        return
+    own.run("mixture", seed, needs_checkpoint=True)
+    flags = [word for word in own.trainings["quantized"].flags if word != "--reset-optimizer"]
+    flags[flags.index("{dense}")] = str(own.checkpoint("mixture", seed))
+    compressor = ClassifierCompressor(make_parser().parse_args([*flags, "--seed", str(seed)]))
+    training = ClassifierTraining(compressor)
+    scheduler, epoch = training.scheduler, quantized_in()
+    require(training.start == epoch, f"seed {seed}: the mixture was not learned until epoch {epoch}")
+    scheduler.on_epoch_begin(epoch)
+    scheduler.on_minibatch_begin(epoch, 0, 1)
+    with scheduler.masked():
+        result = compressor.test()
+        zeros, count = map(sum, zip(*map(_zeros, compressor.model.parameters()), strict=True))
+    card = {"measured": {**asdict(result), "total_sparsity": zeros / count}}
+    write_whole(own.results("just_quantized", seed), json.dumps(card, indent=2) + "\n")
+
+
+def _zeros(param: torch.Tensor) -> tuple[int, int]:
+    return int((param == 0).sum()), param.numel()
 
 
 def quantized_in() -> int:
@@ -133,7 +167,8 @@ def _row(name: str, cards: Sequence[Mapping[str, Any]]) -> str:
 
 def main() -> None:
     """The command line."""
-    cards = study().measured((__doc__ or "").split("\n\n")[0])
+    cards = study().measured((__doc__ or "").split("\n\n")[0], then=measure_quantization)
+    cards["just_quantized"] = study().cards("just_quantized")
     write_whole(PAGE, page(cards))
     missed = bars(cards)
     if missed:

@@ -16,7 +16,7 @@ from typing import Any
 
 from distiller.atomic_file import write_whole
 from docs.schedule_headers import ROOT
-from docs.seeded_runs import Study, Training, schedule_flags, spread, top1
+from docs.seeded_runs import SEEDS, Study, Training, schedule_flags, spread, top1
 
 PAGE = ROOT / "docs" / "distillation_results.md"
 TEACHER, ASSISTANT, STUDENT = "vgg13_bn_025_cifar", "vgg11_bn_025_cifar", "minivgg_025_cifar"
@@ -83,7 +83,7 @@ def _row(name: str, cards: Sequence[Mapping[str, Any]], alone: Sequence[Mapping[
     parameters = f"{cards[0]['measured']['parameters']:,}"
     seeds = ", ".join(f"{card['measured']['top1_correct']:,}" for card in cards)
     gained = ""
-    if name in ("distilled", "unlabelled", "chained") and len(cards) == len(alone):
+    if name in ("distilled", "unlabelled", "chained") and len(cards) == len(alone) == len(SEEDS):
         points = [top1(card) - top1(other) for card, other in zip(cards, alone, strict=True)]
         gained = f"{', '.join(f'{point:+.2f}' for point in points)}; mean {mean(points):+.2f} points"
     return (

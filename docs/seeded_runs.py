@@ -12,7 +12,7 @@ import math
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -99,11 +99,14 @@ class Study:
         found = (self.card(training, seed) for seed in SEEDS)
         return [card for card in found if card is not None]
 
-    def measured(self, description: str) -> dict[str, list[dict[str, Any]]]:
+    def measured(
+        self, description: str, then: Callable[[int], None] | None = None
+    ) -> dict[str, list[dict[str, Any]]]:
         """The command line of a study: run what is missing; returns the cards of each training.
 
         Args:
             description: for `--help`.
+            then: called with each seed behind its trainings.
         """
         parser = argparse.ArgumentParser(description=description)
         parser.add_argument("--seed", type=int, choices=SEEDS, action="append", help="repeatable")
@@ -112,6 +115,8 @@ class Study:
         for seed in () if args.table else args.seed or SEEDS:
             for name in self.trainings:
                 self.run(name, seed)
+            if then is not None:
+                then(seed)
         return {name: self.cards(name) for name in self.trainings}
 
     def run(self, training: str, seed: int, *, needs_checkpoint: bool = False) -> None:

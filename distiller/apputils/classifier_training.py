@@ -23,7 +23,13 @@ from distiller.apputils.checkpoint import (
     save_checkpoint,
 )
 from distiller.apputils.distillation_job import NAME as DISTILLATION
-from distiller.apputils.distillation_job import add_distillation, refuse_lost_teacher, with_teachers
+from distiller.apputils.distillation_job import (
+    add_distillation,
+    refuse_lost_teacher,
+    refuse_unlearned_exits,
+    rehearse_hints,
+    with_teachers,
+)
 from distiller.apputils.early_exit_job import with_early_exit
 from distiller.apputils.image_classifier import ClassifierCompressor
 from distiller.apputils.measurement import Measurement
@@ -70,6 +76,8 @@ class ClassifierTraining:
         self._floating = copy.deepcopy(self.model) if _will_be_quantized(compressor) else None
         self.scheduler = compressor.make_scheduler(self.optimizer)
         add_distillation(self.scheduler, compressor)
+        refuse_unlearned_exits(self.model, self.scheduler)
+        rehearse_hints(self.scheduler, compressor)
         self.activations = ActivationPhases(self.model, self.args.activation_stats)
         self.tracker = ScoreTracker(self.args.num_best_scores)
         self._has_resumed_optimizer = False

@@ -9,17 +9,29 @@ import logging
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import nn
+
 from distiller.apputils.distillation import KnowledgeDistillation
 from distiller.apputils.distillation_usage import given_settings
 from distiller.apputils.image_classifier import ClassifierCompressor
 from distiller.apputils.measurement import Measurement, measure
 from distiller.apputils.results_card import ResultsCard
 from distiller.apputils.teacher_networks import LoadedTeacher
+from distiller.branch_points import exit_names
 from distiller.errors import UsageError
+from distiller.names import unwrap
 from distiller.quantization import stored_params
 from distiller.scheduler import CompressionScheduler, ScheduledPolicy
 
-__all__ = ["NAME", "add_distillation", "refuse_lost_teacher", "with_teachers"]
+__all__ = [
+    "NAME",
+    "add_distillation",
+    "refuse_lost_teacher",
+    "refuse_unlearned_exits",
+    "rehearse_hints",
+    "with_teachers",
+]
 
 _LOG = logging.getLogger(__name__)
 NAME = "knowledge distillation"
@@ -100,6 +112,37 @@ def refuse_lost_teacher(compressor: ClassifierCompressor, scheduler: Compression
     _LOG.warning(
         "%s: training goes on from the labels alone. %s to go on as it began", told, remedy.capitalize()
     )
+
+
+def refuse_unlearned_exits(model: nn.Module, scheduler: CompressionScheduler) -> None:
+    """See to it that early exits learn: they do from the labels alone, not from teachers.
+
+    Raises:
+        UsageError: a distillation leaves the labels out.
+    """
+    names = exit_names(unwrap(model))
+    for entry in scheduler.policies:
+        policy = entry.policy
+        if not names or not isinstance(policy, KnowledgeDistillation):
+            continue
+        if not (policy.uses_labels and policy.loss_weights.student):
+            why = "has no labels" if not policy.uses_labels else "gives the labels no weight"
+            raise UsageError(
+                f"'{entry.name}': {why}, and early exits ({', '.join(names)}) learn from labels alone; train "
+                "with labels, or a network without exits"
+            )
+
+
+def rehearse_hints(scheduler: CompressionScheduler, compressor: ClassifierCompressor) -> None:
+    """See to it, before anything is written, that the features of hints can be compared.
+
+    Raises:
+        DistillerError: those of one cannot.
+    """
+    images = torch.zeros(2, *compressor.input_shape, device=compressor.device)
+    for entry in scheduler.policies:
+        if isinstance(entry.policy, KnowledgeDistillation):
+            entry.policy.rehearse_hints(compressor.model, images)
 
 
 def with_teachers(

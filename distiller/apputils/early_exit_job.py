@@ -76,6 +76,7 @@ def _rule(compressor: ClassifierCompressor, model: nn.Module, costs: ExitCosts) 
         return ExitRule(args.earlyexit_criterion, tuple(args.earlyexit_thresholds)), ""
     loader = compressor.data.valid
     assert loader is not None
+    chosen_from = "test images" if compressor.data.valid_is_test else "validation images"
     if compressor.data.valid_is_test:
         _LOG.warning("no validation set (--validation-split 0): thresholds are chosen on the test set")
     table = exit_table(model, loader, args.earlyexit_criterion, costs, compressor.device)
@@ -92,7 +93,7 @@ def _rule(compressor: ClassifierCompressor, model: nn.Module, costs: ExitCosts) 
     )
     _LOG.info("Saved %s and %s", *files)
     chosen_on = (
-        f"{wanted}, on {loader.num_samples} validation images: top-1 {chosen.top1:.2f} % (final output "
+        f"{wanted}, on {loader.num_samples} {chosen_from}: top-1 {chosen.top1:.2f} % (final output "
         f"{table.top1[-1]:.2f} %) with {100 * chosen.mean_macs / costs.trunk[-1]:.1f} % of the MACs"
     )
     _LOG.info("--earlyexit-criterion %s --earlyexit-thresholds %s: chosen %s",

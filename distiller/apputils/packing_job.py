@@ -15,6 +15,7 @@ from typing import Any
 
 from distiller.apputils.checkpoint import write_document
 from distiller.apputils.checkpoint_format import document_of
+from distiller.apputils.given_flags import given_flags
 from distiller.apputils.image_classifier import ClassifierCompressor, Run
 from distiller.apputils.inference_state import inference_state
 from distiller.apputils.onnx_path import path_outside
@@ -85,6 +86,8 @@ def unpack_checkpoint(args: Namespace, open_run: Callable[[], Run]) -> Path:
         CheckpointError: it is no packed file of a checkpoint, damaged, or the checkpoint cannot be written.
     """
     checkpoint = read_packed_checkpoint(args.unpack)
+    if "arch" in given_flags(args) and args.arch != checkpoint.arch:
+        raise UsageError(f"--arch {args.arch}: {args.unpack} is of '{checkpoint.arch}'; leave the flag out")
     document = contents_of(checkpoint)
     path = open_run().require_folder() / f"{Path(args.unpack).name.removesuffix(_ENDING)}_checkpoint.pth.tar"
     write_document(document, path)
@@ -92,10 +95,17 @@ def unpack_checkpoint(args: Namespace, open_run: Callable[[], Run]) -> Path:
     return path
 
 
+def _untimed(value: Any) -> Any:
+    """Figures without latencies, so that the same network gives the same file."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: None if key.startswith("latency_") else figure for key, figure in value.items()}
+
+
 def _pack(compressor: ClassifierCompressor, epoch: int, extras: Mapping[str, Any]) -> PackReport:
     args = compressor.args
     state = inference_state(compressor.model)
-    kept = {key: extras[key] for key in _KEPT_EXTRAS if extras.get(key) is not None}
+    kept = {key: _untimed(extras[key]) for key in _KEPT_EXTRAS if extras.get(key) is not None}
     contents = document_of(epoch, args.arch, compressor.model, extras=kept)
     contents["quantizer"] = state.quantizer
     path = path_outside("--pack", args.pack) or compressor.run.require_folder() / args.pack

@@ -118,6 +118,11 @@ def _attach(compressor: ClassifierCompressor, model: nn.Module, layers: list[str
             f"{' '.join(here or exit_names(model))}; leave the flag out"
         )
     if checkpoint is not None:
+        if compressor.args.evaluate:
+            raise UsageError(
+                f"--earlyexit-layers: {checkpoint.path} has no exits, and untrained ones say nothing; train "
+                "them first, with --earlyexit-lossweights and without --evaluate"
+            )
         if compressor.goes_on:
             raise UsageError(
                 "--earlyexit-layers: the run that is resumed has no exits; take its weights only, with "

@@ -73,6 +73,11 @@ class Hints:
         """Those that are looked at."""
         return tuple(dict.fromkeys(hint.teacher for hint in self.all))
 
+    @property
+    def student_layers(self) -> tuple[str, ...]:
+        """Those that learn."""
+        return tuple(dict.fromkeys(hint.student for hint in self.all))
+
     def check(self, student: nn.Module) -> None:
         """Refuse layers that the student does not have, and a student spread over several devices.
 
@@ -91,7 +96,7 @@ class Hints:
     def attach(self, student: nn.Module) -> None:
         """Look at the student's layers while it trains."""
         self.detach()
-        for name in dict.fromkeys(hint.student for hint in self.all):
+        for name in self.student_layers:
             self._handles.append(watch_output(find_module(student, name), self._keeping(name)))
 
     def detach(self) -> None:
@@ -103,20 +108,33 @@ class Hints:
     def losses(self, teacher_features: Mapping[str, Tensor]) -> list[Tensor]:
         """The loss of each hint, without its weight, from the last forward pass of both networks."""
         found = []
-        for index, hint in enumerate(self.all):
-            ours = self._features.get(hint.student)
-            if not isinstance(ours, Tensor):
-                got = "nothing, it is not run" if ours is None else type(ours).__name__
-                raise DistillerError(f"hints: '{hint.student}' of the student must give a tensor, got {got}")
-            theirs = teacher_features[hint.teacher]
-            ours = ours if ours.dtype == torch.float64 else ours.float()
-            ours, theirs = features_alike(ours, theirs.to(ours.dtype), hint)
+        for index, (hint, (ours, theirs)) in enumerate(
+            zip(self.all, self.compare(teacher_features), strict=True)
+        ):
             if hint.kind == "attention":
                 found.append(attention_loss(ours, theirs))
                 continue
             if ours.shape[_channels(ours)] != theirs.shape[_channels(theirs)]:
                 ours = self._regressor(index, ours, theirs)(ours)
             found.append(hint_loss(ours, theirs))
+        return found
+
+    def compare(self, teacher_features: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """The features of student and teacher of each hint, from the last forward pass of both networks, with
+        maps of one size.
+
+        Raises:
+            DistillerError: they cannot be compared.
+        """
+        found = []
+        for hint in self.all:
+            ours = self._features.get(hint.student)
+            if not isinstance(ours, Tensor):
+                got = "nothing, it is not run" if ours is None else type(ours).__name__
+                raise DistillerError(f"hints: '{hint.student}' of the student must give a tensor, got {got}")
+            theirs = teacher_features[hint.teacher]
+            ours = ours if ours.dtype == torch.float64 else ours.float()
+            found.append(features_alike(ours, theirs.to(ours.dtype), hint))
         return found
 
     def step(self) -> None:

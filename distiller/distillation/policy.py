@@ -28,8 +28,9 @@ from distiller.distillation.losses import (
 )
 from distiller.distillation.teachers import Teacher, Teachers, final_logits
 from distiller.errors import CheckpointError, DistillerError, require
+from distiller.evaluation_mode import evaluating
 from distiller.interfaces import LossComponent, Policy, PolicyLoss, StepContext
-from distiller.names import find_module
+from distiller.names import find_module, named_modules, unwrap
 from distiller.observation import watch_inputs, watch_output
 from distiller.tensor_cuts import TensorCuts
 
@@ -144,6 +145,30 @@ class KnowledgeDistillationPolicy(Policy):
 
     def check(self, model: nn.Module) -> None:  # noqa: D102
         self.hints.check(model)
+
+    @torch.no_grad()
+    def rehearse_hints(self, student: nn.Module, *inputs: Any) -> None:
+        """See to it that the features of each hint can be compared, as far as the student has its layers yet.
+
+        Args:
+            student: as it is when training begins.
+            inputs: zeros, as both networks take them.
+
+        Raises:
+            DistillerError: those of one cannot, or a layer gives no tensor.
+        """
+        names = {name for name, _ in named_modules(unwrap(student))}
+        if self.teachers is None or not self.hints.all or not names.issuperset(self.hints.student_layers):
+            return
+        self.teachers.to(inputs[0].device)
+        _, theirs = self.teachers.answers_and_features(self.hints.teacher_layers, *inputs)
+        self.hints.attach(student)
+        try:
+            with evaluating(student):
+                student(*inputs)
+            self.hints.compare(theirs)
+        finally:
+            self.hints.detach()
 
     def on_epoch_begin(self, ctx: StepContext) -> None:
         """See to it that there are teachers, where the student is.
@@ -298,8 +323,10 @@ class KnowledgeDistillationPolicy(Policy):
 
 
 def _check_numbers(temperature: float, weights: DistillationLossWeights, hints: Sequence[Hint]) -> None:
+    require(temperature, (int, float), "distillation: temperature", "a number")
     check_temperature("temperature", temperature)
     for part, weight in weights._asdict().items():
+        require(weight, (int, float), f"distillation: the weight '{part}'", "a number")
         if not 0 <= weight < float("inf"):
             raise DistillerError(f"the weight '{part}' of distillation must be 0 or more, got {weight}")
     for hint in hints:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from distiller.branch_points import attach_exits, exit_names, exits_of
 from distiller.early_exit.places import exit_places
-from distiller.errors import DistillerError, UsageError
+from distiller.errors import DistillerError, UsageError, require
 from distiller.evaluation_mode import buffers_kept, evaluating
 from distiller.graph import input_shape_of
 from distiller.names import find_module, named_modules, unwrap
@@ -46,6 +46,9 @@ def attach_exits_to(model: nn.Module, layers: Sequence[str], pools: Sequence[Any
         GraphTraceError: `torch.export` cannot trace the model.
         DistillerError: the model does not say its `input_shape`.
     """
+    require(layers, (tuple, list), "attach_exits_to: layers", "a list of names of layers")
+    for layer in layers:
+        require(layer, str, "attach_exits_to: layers", "names of layers")
     bare = unwrap(model)
     if exits_of(bare):
         raise UsageError("early exit: the model has exits already; attach all of them at once")

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from distiller.early_exit.rules import check_count
-from distiller.errors import UsageError
+from distiller.errors import UsageError, require
 
 
 def check_weights(weights: Sequence[float]) -> None:
@@ -24,7 +24,9 @@ def check_weights(weights: Sequence[float]) -> None:
     Raises:
         UsageError: one is negative or no number, or they add up to 1 or more.
     """
+    require(weights, (tuple, list), "early exit: weights", "a list of numbers")
     for weight in weights:
+        require(weight, (int, float), "early exit: weights", "a list of numbers")
         if not (math.isfinite(weight) and weight >= 0):
             raise UsageError(f"early exit: the weight of a loss is a number from 0, got {weight:g}")
     if not sum(weights) < 1:

@@ -14,10 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import NoneType
 
 from torch import Tensor
 
-from distiller.errors import UsageError
+from distiller.errors import UsageError, require
 
 CRITERIA = ("entropy", "confidence")
 Threshold = float | None
@@ -57,6 +58,9 @@ class ExitRule:
     thresholds: tuple[Threshold, ...]
 
     def __post_init__(self) -> None:
+        require(self.thresholds, (tuple, list), "ExitRule: thresholds", "a tuple of numbers or None")
+        for threshold in self.thresholds:
+            require(threshold, (int, float, NoneType), "ExitRule: thresholds", "numbers or None")
         if self.criterion not in CRITERIA:
             raise UsageError(f"early exit: the criterion is {' or '.join(CRITERIA)}, got '{self.criterion}'")
         for threshold in self.thresholds:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from distiller.errors import UsageError
+from distiller.errors import UsageError, require
 from distiller.factorization.forms import Form, Rank
 from distiller.factorization.layers import composed
 from distiller.factorization.planning import (
@@ -122,6 +123,14 @@ def factorize(
         DistillerError: a name, rank or budget that cannot be, a layer that cannot be factored, a model that
             does not run factored, or an optimizer of another model. Nothing is changed.
     """
+    require(layers, Mapping, "factorize: layers", "a mapping of settings by layer, as {'fc1': {'rank': 40}}")
+    for argument, value in (("parameters", parameters), ("macs", macs)):
+        require(value, (int, float, NoneType), f"factorize: {argument}", "a fraction or None")
+    if above_break_even not in get_args(AboveBreakEven):
+        raise UsageError(
+            f"factorize: above_break_even: must be {' or '.join(get_args(AboveBreakEven))}, got "
+            f"{above_break_even!r}"
+        )
     _refuse_foreign(optimizer, model)
     inputs = example_input(model, dummy_input)
     plans = plan_layers(

@@ -185,8 +185,10 @@ def ranks_within(
     """
     budget = int(fraction * total)
     told = f"{cost} {fraction}: of {total:,}"
+    what = "MACs" if cost == "macs" else cost
+    if budget < 1:
+        raise UsageError(f"{told} {what} that leaves none; give more than {1 / max(1, total):.2g}")
     if others >= budget:
-        what = "MACs" if cost == "macs" else cost
         raise UsageError(
             f"{told}: the rest of the model has {others:,} {what} by itself, which leaves none of the "
             f"{budget:,} for these layers; give more than {others / total:.4f}, or name more layers"

@@ -14,15 +14,18 @@ import torch
 from torch import Tensor
 
 from distiller.errors import DistillerError, did_you_mean
+from distiller.pruning.settings import check_number, check_whole_number
 from distiller.quantization.codebook.kmeans_1d import kmeans_1d
 from distiller.schedule_yaml import shown
 from distiller.weight_sharing.mixture import Mixture, log_terms, mixture_moments
 from distiller.weight_sharing.shared_values import KEPT
 
 __all__ = [
+    "MOST_COMPONENTS",
     "Assignment",
     "Means",
     "assign_to_components",
+    "check_share",
     "divergence",
     "fit_mixture",
     "merge_components",
@@ -31,6 +34,8 @@ __all__ = [
 
 Means = Literal["linspace", "quantiles", "kmeans"]
 Assignment = Literal["l2", "p", "p_l2", "responsibility", "zero_bin"]
+MOST_COMPONENTS = KEPT
+"""Codes are of 8 bits, and one of them is that of what stays as it is."""
 _KMEANS_SAMPLE = 20_000
 _LEAST_VARIANCE = 1e-12
 
@@ -53,8 +58,15 @@ def start_mixture(
         std: of every component, above 0.
 
     Raises:
-        DistillerError: not as many means as there are components, or an unknown way to find them.
+        DistillerError: not as many means as there are components, an unknown way to find them, a number out
+            of range, or weights that are no finite numbers.
     """
+    check_whole_number("components", components, least=2, most=MOST_COMPONENTS)
+    check_share("pi_zero", pi_zero)
+    if not values.numel() or not values.isfinite().all():
+        got = "none" if not values.numel() else f"{int((~values.isfinite()).sum())} that are not"
+        raise DistillerError(f"a mixture needs weights, all of them finite numbers, got {got}")
+    check_number("std", std, above=0)
     free = _free_means(values.detach().reshape(-1).double().cpu(), components - 1, means)
     mixing = torch.full((components,), (1 - pi_zero) / (components - 1), dtype=torch.float64)
     mixing[0] = pi_zero
@@ -63,6 +75,16 @@ def start_mixture(
         torch.full((components,), std**-2, dtype=torch.float64),
         mixing,
     )
+
+
+def check_share(argument: str, value: float) -> None:
+    """Refuse what is no share of several.
+
+    Raises:
+        DistillerError: it is not more than 0 and less than 1.
+    """
+    if not 0 < value < 1:
+        raise DistillerError(f"{argument} must be in (0, 1), got {value!r}".lstrip())
 
 
 def fit_mixture(values: Tensor, start: Mixture, steps: int = 30, least_std: float = 1e-3) -> Mixture:
@@ -125,9 +147,14 @@ def merge_components(
     Returns:
         The mixture, zero first, the others by their means.
 
+    Raises:
+        DistillerError: a threshold below 0, or none.
+
     Source: Ullrich, Meeds, Welling, arXiv 1702.04008, appendix B.
     """
     zero_threshold = threshold if zero_threshold is None else zero_threshold
+    check_number("threshold", threshold)
+    check_number("zero_threshold", zero_threshold)
     order = mixture.means[1:].argsort(stable=True) + 1
     order = torch.cat((torch.zeros(1, dtype=order.dtype), order))
     mixture = _taken(mixture, order)
@@ -160,13 +187,14 @@ def assign_to_components(values: Tensor, mixture: Mixture, mode: Assignment = "l
         uint8 in the shape of `values`: numbers of components, or `KEPT`.
 
     Raises:
-        DistillerError: no such mode.
+        DistillerError: no such mode, or more components than codes.
     """
     if mode not in get_args(Assignment):
         raise DistillerError(
             f"mode: must be one of {', '.join(get_args(Assignment))}, got {shown(mode)}"
             f"{did_you_mean(str(mode), get_args(Assignment))}"
         )
+    check_whole_number("components", len(mixture), least=1, most=MOST_COMPONENTS)
     flat = values.detach().reshape(-1)
     nearest = _nearest(flat, mixture) if mode in ("l2", "p_l2", "zero_bin") else None
     likely = _most_responsible(flat, mixture) if mode in ("p", "p_l2", "responsibility") else None
@@ -188,7 +216,10 @@ def _free_means(values: Tensor, count: int, means: Means | Sequence[float]) -> T
             raise DistillerError(
                 f"initial_means: must be {count} numbers, one for each component but zero, got {len(means)}"
             )
-        return torch.tensor(list(means), dtype=torch.float64)
+        found = torch.tensor(list(means), dtype=torch.float64)
+        if not found.isfinite().all():
+            raise DistillerError(f"initial_means: must be finite numbers, got {shown(list(means))}")
+        return found
     if means not in get_args(Means):
         raise DistillerError(
             f"initial_means: must be {', '.join(get_args(Means))} or a list of numbers, got {shown(means)}"

@@ -31,6 +31,7 @@ from distiller.registry import EXTENSIONS
 from distiller.regularization.refusals import refuse_nan
 from distiller.tensor_cuts import TensorCuts
 from distiller.weight_sharing.components import (
+    MOST_COMPONENTS,
     Assignment,
     assign_to_components,
     fit_mixture,
@@ -39,7 +40,7 @@ from distiller.weight_sharing.components import (
 )
 from distiller.weight_sharing.mixture import Mixture
 from distiller.weight_sharing.shared_values import SharedWeights
-from distiller.weight_sharing.soft_weight_sharing import MOST_COMPONENTS, SoftWeightSharing, default_weights
+from distiller.weight_sharing.soft_weight_sharing import SoftWeightSharing, default_weights
 
 __all__ = ["QuantizeToMixture", "mixture_of_weights", "share_weights"]
 
@@ -70,7 +71,13 @@ def mixture_of_weights(params: Mapping[str, Tensor], components: int = 16, pi_ze
         params: by canonical name.
         components: with that at zero, from 2 to 255.
         pi_zero: share of the zero component that it begins with.
+
+    Raises:
+        DistillerError: there are no weights, one is no finite number, or a setting is out of its range.
     """
+    if not params:
+        raise DistillerError("mixture_of_weights: at least one parameter is wanted, got none")
+    check_whole_number("components", components, least=2, most=MOST_COMPONENTS)
     values = torch.cat([param.detach().reshape(-1).float() for param in params.values()])
     spread = float(values.std(correction=0).clamp(min=1e-6))
     return fit_mixture(values, start_mixture(values, components, pi_zero, "kmeans", spread / 4))

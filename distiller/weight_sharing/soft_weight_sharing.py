@@ -28,7 +28,12 @@ from distiller.registry import EXTENSIONS
 from distiller.regularization.refusals import refuse_nan
 from distiller.signatures import Checked
 from distiller.tensor_cuts import TensorCuts
-from distiller.weight_sharing.components import assign_to_components, start_mixture
+from distiller.weight_sharing.components import (
+    MOST_COMPONENTS,
+    assign_to_components,
+    check_share,
+    start_mixture,
+)
 from distiller.weight_sharing.history import SharingHistory
 from distiller.weight_sharing.learned_mixture import LearnedMixture
 from distiller.weight_sharing.mixture import Mixture
@@ -38,9 +43,8 @@ __all__ = ["ALL", "SoftWeightSharing", "default_weights"]
 
 ALL = "all"
 """The name of the mixture that all parameters share."""
-MOST_COMPONENTS = 255
 _WIDEST, _NARROWEST = -20.0, 20.0  # of log-precisions: standard deviations of 2e4 and 5e-5
-_SHARE = Checked(lambda value: _check_share("", value), {"exclusiveMinimum": 0, "exclusiveMaximum": 1})
+_SHARE = Checked(lambda value: check_share("", value), {"exclusiveMinimum": 0, "exclusiveMaximum": 1})
 _RATE = Annotated[float, checked_number(most=1000.0)]
 
 
@@ -114,7 +118,7 @@ class SoftWeightSharing(Policy):
     ) -> None:
         check_whole_number("components", components, least=2, most=MOST_COMPONENTS)
         check_whole_number("every", every, least=1, most=10**9)
-        _check_share("pi_zero", pi_zero)
+        check_share("pi_zero", pi_zero)
         check_number("initial_std", initial_std, above=0)
         check_number("tau", tau, most=LARGEST)
         self._refuse_what_does_nothing(learn_pi_zero, pi_zero_prior, per_parameter, scaling, okz12)
@@ -324,8 +328,3 @@ def _joined(params: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensor:
 
 def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     return {key: tensor.numel() for key, tensor in tensors.items()}
-
-
-def _check_share(argument: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise DistillerError(f"{argument} must be in (0, 1), got {value!r}".lstrip())

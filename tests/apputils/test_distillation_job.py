@@ -10,7 +10,7 @@ from distiller.apputils.checkpoint import read_checkpoint, save_checkpoint
 from distiller.apputils.classifier_jobs import dry_run, how_to_go_on, run_job
 from distiller.apputils.classifier_training import ClassifierTraining
 from distiller.apputils.image_classifier import ClassifierCompressor
-from distiller.errors import CheckpointError, PolicyConflictError, UsageError
+from distiller.errors import CheckpointError, DistillerError, PolicyConflictError, UsageError
 from distiller.models import create_model
 
 pytestmark = pytest.mark.usefixtures("untimed", "global_settings_restored")
@@ -287,4 +287,43 @@ def test_all_stages_are_checked_before_the_first_one_begins(flags, open_run, tea
         UsageError, match="--kd-chain: stage 2, 'lenet_5': arch: unknown architecture 'lenet_5'"
     ):
         run_job(args, open_run)
+    assert open_run.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ("--kd-no-labels", "has no labels"),
+        ("--kd-student-wt 0 --kd-distill-wt 1", "gives the labels no weight"),
+    ],
+)
+def test_early_exits_need_labels(flags, open_run, teacher, more, told):
+    command = f"--epochs 2 --earlyexit-layers relu1 --earlyexit-lossweights 0.3 {more} {TEACHER}"
+    with pytest.raises(UsageError) as error:
+        run_job(flags(command, teacher), open_run)
+    assert str(error.value) == (
+        f"'knowledge distillation': {told}, and early exits (relu1) learn from labels alone; train with labels, or a "
+        "network without exits"
+    )
+    assert open_run.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("hint", "told"),
+    [
+        ("{teacher: conv1, student: fc1}", "'fc1' gives (2, 300), 'conv1' of the teacher (2, 20, 24, 24)"),
+        ("{teacher: fc1, student: fc1, kind: attention}", "attention is of maps"),
+    ],
+)
+def test_hints_that_cannot_be_compared_are_refused_before_anything_is_written(
+    flags, open_run, tmp_path, hint, told
+):
+    lenet = create_model(False, "digits", "lenet5", parallel=False)
+    path = save_checkpoint(0, "lenet5", lenet, name="hinting", dir=tmp_path)
+    schedule = tmp_path / "hints.yaml"
+    schedule.write_text(AWAITING.replace("temperature: 3", f"temperature: 3, hints: [{hint}]"))
+    command = f"--epochs 2 --kd-teacher lenet5 --kd-resume {path} --compress {schedule}"
+    with pytest.raises(DistillerError) as error:
+        run_job(flags(command), open_run)
+    assert told in str(error.value)
     assert open_run.calls == 0

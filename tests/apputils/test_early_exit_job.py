@@ -11,7 +11,7 @@ import torch
 
 from compress_classifier import make_parser
 from distiller.apputils import classifier_jobs, early_exit_job
-from distiller.apputils.checkpoint import load_checkpoint, read_checkpoint
+from distiller.apputils.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from distiller.apputils.image_classifier import ClassifierCompressor
 from distiller.early_exit import exit_names, exits_of
 from distiller.errors import CheckpointError, UsageError
@@ -180,7 +180,7 @@ def test_a_trained_network_gets_exits_with_its_weights(open_run, tmp_path):
     classifier_jobs.run_job(flags(NET + "--epochs 1"), open_run)
     plain = open_run.folder / "checkpoint.pth.tar"
     assert "early_exits" not in torch.load(plain, weights_only=True)
-    compressor = ClassifierCompressor(flags(NET + EXITS + f"-e --exp-load-weights-from {plain}"))
+    compressor = ClassifierCompressor(flags(TRAIN + f"--exp-load-weights-from {plain}"))
     assert exit_names(compressor.model) == ("relu1", "relu2")
     assert torch.equal(compressor.model.fc1.weight, read_checkpoint(plain).state_dict["fc1.weight"])
     with pytest.raises(UsageError) as caught:
@@ -289,3 +289,22 @@ def test_exits_are_compressed_with_the_network_and_reload(open_run, tmp_path, sc
         columns = state["pool1.branch_net.2.weight"].shape[1]
         assert columns == state["conv1.weight"].shape[0] * 16
         assert state["conv1.weight"].shape[0] == 10
+
+
+def test_without_a_validation_set_the_card_says_that_test_images_chose(open_run, trained):
+    card = evaluated(open_run, trained, "--earlyexit-shares 0.4 0.2 --validation-split 0")
+    assert card.early_exit is not None
+    assert card.early_exit.chosen_on.startswith("for shares of 0.4 0.2, on 359 test images: top-1 ")
+
+
+def test_exits_that_were_never_trained_are_not_tested(open_run, tmp_path):
+    model = create_model(False, "digits", "lenet_300_100", parallel=False)
+    path = save_checkpoint(0, "lenet_300_100", model, name="plain", dir=tmp_path)
+    with pytest.raises(UsageError) as error:
+        classifier_jobs.run_job(
+            flags(f"{NET} {EXITS} -e --exp-load-weights-from {path} --earlyexit-thresholds 1 1"), open_run
+        )
+    assert str(error.value) == (
+        f"--earlyexit-layers: {path} has no exits, and untrained ones say nothing; train them first, with "
+        "--earlyexit-lossweights and without --evaluate"
+    )

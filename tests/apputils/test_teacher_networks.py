@@ -95,9 +95,8 @@ def test_a_teacher_answers_any_student_of_its_images(saved):
     plain.input_shape = (1, 1, 28, 28)
     path = saved(network(num_classes=4))
     assert load_teacher({"checkpoint": path}, plain).model.fc2.weight.shape[0] == 4
-    plain.dataset = "mine:four"
-    with pytest.raises(CheckpointError, match="is of data set 'digits', the student learns 'mine:four'"):
-        load_teacher({"checkpoint": path}, plain)
+    plain.dataset = "mine:four"  # what a function of the user's gives may be the same images without labels
+    assert load_teacher({"checkpoint": path}, plain).model.fc2.weight.shape[0] == 4
     del plain.input_shape
     with pytest.raises(UsageError) as error:
         load_teacher({"checkpoint": path}, plain)

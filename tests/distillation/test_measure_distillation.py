@@ -27,9 +27,12 @@ def test_students_are_trained_alike():
 
 
 def test_gains_are_between_runs_of_the_same_seed():
-    cards = {name: [card(9000), card(9100)] for name in TITLES}
-    cards["distilled"] = [card(9050), card(9090)]
-    assert "| 9,050, 9,090 | +0.50, -0.10; mean +0.20 points |" in page(cards)
+    cards = {name: [card(9000), card(9100), card(9000)] for name in TITLES}
+    cards["distilled"] = [card(9050), card(9090), card(9020)]
+    assert "| 9,050, 9,090, 9,020 | +0.50, -0.10, +0.20; mean +0.20 points |" in page(cards)
+    cards["alone"] = cards["alone"][1:]
+    cards["distilled"] = cards["distilled"][:2]
+    assert "mean +" not in page(cards)  # of which seeds they are is not known
 
 
 def test_what_was_not_measured_is_said_to_be():

@@ -58,3 +58,9 @@ def test_another_number_of_exits_is_told(given, exits):
     assert str(caught.value) == (
         f"early exit: the model has {exits} exits, got 1 weights; give one for each exit, none for the final output"
     )
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    with pytest.raises(UsageError) as error:
+        JointLoss("0.3")  # type: ignore[arg-type]
+    assert str(error.value) == "early exit: weights: must be a list of numbers, got str"

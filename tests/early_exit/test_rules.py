@@ -79,3 +79,16 @@ def test_a_rule_is_checked_against_the_model():
     assert str(caught.value) == (
         "early exit: the model has 2 exits, got 1 thresholds; give one for each exit, none for the final output"
     )
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "told"),
+    [
+        (("a",), "ExitRule: thresholds: must be numbers or None, got str"),
+        (None, "ExitRule: thresholds: must be a tuple of numbers or None, got NoneType"),
+    ],
+)
+def test_thresholds_that_are_no_numbers_are_refused(thresholds, told):
+    with pytest.raises(UsageError) as error:
+        ExitRule("entropy", thresholds)
+    assert str(error.value) == told

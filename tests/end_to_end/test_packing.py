@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import compress_classifier
+from distiller.apputils.packing_usage import packs_only
 from distiller.apputils.usage import check_usage
 from distiller.errors import UsageError
 from tests.end_to_end.conftest import TINY
@@ -100,6 +101,21 @@ def test_what_is_refused(program, trained):
     )
 
 
+@pytest.mark.parametrize("more, is_trained", [("", False), ("--epochs 6", True), ("--lr 0.1", True)])
+def test_with_a_flag_of_training_a_checkpoint_is_trained_before_it_is_packed(more, is_trained):
+    args = compress_classifier.make_parser().parse_args(shlex.split(f"--pack x --resume-from c {more}"))
+    check_usage(args)
+    assert packs_only(args) is not is_trained
+
+
+def test_a_file_of_another_architecture_is_not_unpacked_as_asked(program, trained):
+    program.run(TINY + "--pack own.dsz -o out --exp-load-weights-from", trained).succeeded()
+    path = program.latest("out") / "own.dsz"
+    assert refused(program, "--arch resnet18 --unpack", path) == (
+        f"UsageError: --arch resnet18: {path} is of 'nets:Tiny'; leave the flag out\n"
+    )
+
+
 @pytest.mark.parametrize(
     "argv, told",
     [
@@ -110,6 +126,7 @@ def test_what_is_refused(program, trained):
         ("--unpack y --resume-from c", "--unpack: not together with --resume-from or --exp-load-weights-from, which take a "
          "packed file as it is"),
         ("--unpack y --compress s", "--compress: not together with --unpack, which trains nothing"),
+        ("--unpack y --epochs 3", "--unpack: trains nothing; leave the flags of training out"),
         ("--pack x --resume-from c --param-hist", "--param-hist: only when training"),
     ],
 )  # fmt: skip

@@ -363,3 +363,19 @@ def test_the_summary_has_break_even_ranks_and_ranks_for_energies():
     assert "217.0" in model_summary(model, "low-rank")
     with pytest.raises(UsageError, match="the model has no layer that can be factored"):
         low_rank_summary(nn.Sequential(nn.ReLU()), torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("layers", "more", "told"),
+    [
+        (["fc1"], {}, "factorize: layers: must be a mapping of settings by layer, as {'fc1': {'rank': 40}}, got list"),
+        ({"*": {}}, {"macs": "0.5"}, "factorize: macs: must be a fraction or None, got str"),
+        ({"*": {}}, {"macs": 0.5, "above_break_even": "x"}, "factorize: above_break_even: must be keep or refuse, got 'x'"),
+        ({"*": {}}, {"macs": 1e-9}, "macs 1e-09: of 2,293,000 MACs that leaves none; give more than 4.4e-07"),
+    ],
+)  # fmt: skip
+def test_arguments_that_cannot_be_are_refused(layers, more, told):
+    model = create_model(False, "digits", "lenet5", parallel=False)
+    with pytest.raises(UsageError) as error:
+        factorize(model, layers, **more)
+    assert str(error.value) == told

@@ -172,3 +172,12 @@ def test_another_mode_is_refused():
     with pytest.raises(DistillerError) as refusal:
         assign_to_components(torch.zeros(1), mixture([0.0, 1.0], [1.0, 1.0]), "l3")  # type: ignore[arg-type]
     assert str(refusal.value) == "mode: must be one of l2, p, p_l2, responsibility, zero_bin, got 'l3'"
+
+
+def test_numbers_that_cannot_be_are_refused():
+    mixture = start_mixture(torch.randn(100), 4)
+    with pytest.raises(DistillerError, match="^threshold must be 0 or more, got nan$"):
+        merge_components(mixture, float("nan"))
+    with pytest.raises(DistillerError) as error:
+        start_mixture(torch.randn(100), 3, means=[float("nan"), 0.2])
+    assert str(error.value) == "initial_means: must be finite numbers, got [nan, 0.2]"

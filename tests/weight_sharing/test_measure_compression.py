@@ -59,5 +59,5 @@ def test_the_page_gives_bytes_and_rates_of_each_seed():
 
 def test_the_committed_page_is_that_of_the_committed_cards():
     trainings = study()
-    found = {name: trainings.cards(name) for name in trainings.trainings}
+    found = {name: trainings.cards(name) for name in (*trainings.trainings, "just_quantized")}
     assert PAGE.read_text(encoding="utf-8") == page(found)

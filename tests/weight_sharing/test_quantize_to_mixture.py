@@ -17,6 +17,7 @@ from distiller.weight_sharing import (
     share_weights,
     start_mixture,
 )
+from distiller.weight_sharing.mixture import Mixture
 from distiller.weight_sharing.shared_values import KEPT
 from tests.doubles import train
 
@@ -206,3 +207,31 @@ def test_a_network_that_is_zero_altogether_is_warned_of(tiny_cnn, caplog):
         "'q': all weights of conv1.weight, conv2.weight, fc.weight are zero now; let the mixture"
         in caplog.text
     )
+
+
+@pytest.mark.parametrize(
+    ("weights", "settings", "told"),
+    [
+        ({}, {}, "mixture_of_weights: at least one parameter is wanted, got none"),
+        ({"w": torch.ones(3)}, {"components": 1}, "components must be 2 or more, got 1"),
+        ({"w": torch.ones(3)}, {"components": 256}, "components must be at most 255, got 256"),
+        ({"w": torch.ones(3)}, {"pi_zero": 2.0}, "pi_zero must be in (0, 1), got 2.0"),
+        (
+            {"w": torch.tensor([1.0, torch.nan])},
+            {},
+            "a mixture needs weights, all of them finite numbers, got 1 that are not",
+        ),
+    ],
+)
+def test_mixtures_that_cannot_be_are_refused(weights, settings, told):
+    with pytest.raises(DistillerError) as error:
+        mixture_of_weights(weights, **settings)
+    assert str(error.value) == told
+
+
+def test_more_components_than_codes_are_refused():
+    many = start_mixture(torch.randn(1000), 255)
+    more = Mixture(*(torch.cat([part, part[-1:]]) for part in (many.means, many.precisions, many.mixing)))
+    with pytest.raises(DistillerError) as error:
+        share_weights({"w": torch.randn(9)}, more)
+    assert str(error.value) == "components must be at most 255, got 256"
