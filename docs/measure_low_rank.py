@@ -41,8 +41,8 @@ RESULTS = ROOT / "docs" / "results" / "low_rank.json"
 TIMES = ROOT / "docs" / "results" / "low_rank_times.json"
 PAGE = ROOT / "docs" / "low_rank.md"
 EPOCHS = 6
-ROUNDS, BATCHES = 9, {"single": 1, "batch": 128}
-"""Of timing: how often each, and the images of a pass."""
+ROUNDS, SECONDS, BATCHES = 9, 0.2, {"single": 1, "batch": 128}
+"""Of timing: how often each, for how long (warm-up and measurement each), and the images of a pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ def timed(cell: Cell) -> dict[str, Any]:
     whole, factored, shape = pair(cell, read_results(RESULTS)[cell.name]["ranks"])
     found: dict[str, Any] = {"threads": torch.get_num_threads()}
     for name, batch in BATCHES.items():
-        rounds = [measure_latencies((whole, factored), shape, batch) for _ in range(ROUNDS)]
+        rounds = [measure_latencies((whole, factored), shape, batch, min_time=SECONDS) for _ in range(ROUNDS)]
         found[name] = [[1000 * own.median_s for own in both] for both in rounds]
     return found
 
