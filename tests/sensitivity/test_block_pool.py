@@ -98,6 +98,21 @@ def test_a_process_that_dies_is_told():
     )
 
 
+class ReadingNothing:
+    """Fails as a user's code does whose file is gone."""
+
+    def __call__(self, level):
+        raise FileNotFoundError(2, "gone", "table.npy")
+
+
+def test_an_error_of_the_users_code_is_not_taken_for_a_finished_process(capfd):
+    unit = Unit("element", "fc1.weight", (0.5,), ReadingNothing(), ("fc1.weight",))
+    with pytest.raises(SensitivityError) as raised:
+        list(run(make("Plain"), [unit], tasks(), jobs=2))
+    assert "a process ended with exit status 1" in str(raised.value)
+    assert "FileNotFoundError: [Errno 2] gone: 'table.npy'" in capfd.readouterr().err
+
+
 def test_a_model_that_cannot_be_copied_is_refused():
     class Local(nn.Linear):
         """Cannot be pickled."""
