@@ -128,7 +128,9 @@ def _table(points: Sequence[LayerwisePoint]) -> Iterator[str]:
         low, high = wilson_interval(point.top1_correct, point.n)
         cells = [
             f"`{point.technique}`",
-            f"fraction {point.value:g}" if point.axis == "fraction" else f"{point.value:g} bits",
+            f"fraction {point.value:g}"
+            if point.axis == "fraction"
+            else f"{point.value:g} bit{'' if point.value == 1 else 's'}",
             f"{100 * point.accuracy:.2f} % ({100 * low:.1f}-{100 * high:.1f})",
             f"{point.stored_bytes:,} ({100 * point.stored_share:.1f} %)",
             f"{point.effective_bits:.2f}",

@@ -61,3 +61,4 @@ def test_the_committed_page_is_that_of_the_committed_cards():
     trainings = study()
     found = {name: trainings.cards(name) for name in (*trainings.trainings, "just_quantized")}
     assert PAGE.read_text(encoding="utf-8") == page(found)
+    assert bars(found) == []
