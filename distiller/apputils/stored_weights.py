@@ -1,8 +1,8 @@
-"""What to store in place of a full-precision weight that is quantized whenever it is read: as few values as
-make the very same quantized weight.
+"""Weights of few values that are quantized like full-precision ones, to be stored in their place.
 
-The quantized weight itself, where quantizing it again changes nothing. Scales are often of the range of the
-full-precision weight, or of its mean; so these are tried as well:
+What is stored is quantized to the very same weight. That is the quantized weight itself, where quantizing it
+again changes nothing. Scales are often of the range of the full-precision weight, or of its mean; so
+these are tried as well:
 
     averaged     one magnitude, of the whole weight or of each row (index of dimension 0), but for one element
                  that makes their mean what it was (scales by a mean)
