@@ -147,6 +147,11 @@ def measured_block(schedule: Shipped) -> str:
             + " are multiplied"
             + ("" if is_thinned or is_factored else ")"),
         ]
+    if (packed := card.get("packed")) is not None:
+        lines.append(
+            f"#   packed file {packed['bytes']:,} bytes of {packed['original_bytes']:,} "
+            f"({packed['compression_rate']:.1f}x)"
+        )
     for text in _structure_lines(entries):
         lines += textwrap.wrap(text, _WIDTH, initial_indent="#   ", subsequent_indent="#     ")
     return "\n".join(lines) + "\n"
@@ -172,7 +177,7 @@ def index() -> str:
                 "" if dense is None else f"{dense['top1_percent']:.2f} %",
                 f"{measured['top1_percent']:.2f} %",
                 f"{100 * measured['weight_sparsity']:.2f} %",
-                "; ".join([*_removed(card), *_structure_totals(card.get("structures", []))]),
+                "; ".join([*_removed(card), *_packed(card), *_structure_totals(card.get("structures", []))]),
             ]
         elif "Measured (`make demo`" in schedule.header:
             cells[2] = "see its header"
@@ -208,6 +213,10 @@ def _smaller_lines(card: Mapping[str, Any]) -> list[str]:
         f"#   ({single['device']}, threads: {single['threads']}): {ratios['latency_single']:.2f}x faster at "
         f"batch {single['batch_size']}, {ratios['latency_batch']:.2f}x at batch {batch['batch_size']}",
     ]
+
+
+def _packed(card: Mapping[str, Any]) -> list[str]:
+    return [f"packed {card['packed']['compression_rate']:.1f}x smaller"] if card.get("packed") else []
 
 
 def _removed(card: Mapping[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ from distiller.branch_points import final_output
 from distiller.config import file_config
 from distiller.dataset_facts import DATASET_FACTS, infer_dataset
 from distiller.distillation import KnowledgeDistillationPolicy
+from distiller.layer_replacement import LayerReplacer
 from distiller.model_summaries import total_macs
 from distiller.models import create_model, input_shape_for
 from distiller.names import resolve_all
@@ -186,6 +187,9 @@ def test_the_measured_structures_are_those_that_were_promised(schedule):
     card = yaml.safe_load(results_of(schedule).read_text(encoding="utf-8"))
     entries = {(e["weight"], e["kind"]): e for e in card.get("structures", [])}
     model, _ = model_of(schedule)
+    for entry in file_config(model, torch.optim.SGD(model.parameters(), 0.1), schedule.path).policies:
+        if isinstance(entry.policy, LayerReplacer):
+            model = entry.policy.foreseen(model)
     shapes = {name: param.detach() for name, param in model.named_parameters()}
     for names, kind, block, fraction in promises(schedule.data, shapes):
         for name in names if kind != "elements" else ():
