@@ -204,7 +204,7 @@ def compare(
     )
     total = sum(times["plain"])
     figures = {name: ratios["engine"], f"{name}, whole run": total / (sum(times["engine"]) + starting)}
-    if all(peaks):
+    if peaks and all(peaks):  # with one process there is no other
         figures[f"{name}, peak memory, one engine process, MB"] = max(peaks)
     if with_fast:
         print(
