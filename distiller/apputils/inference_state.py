@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from distiller.apputils.stored_weights import same_numbers, stored_weight
 from distiller.names import canonical_state_dict, hidden_prefix, named_modules, unwrap
 from distiller.quantization.codebook import CodebookWeights
-from distiller.quantization.training.folded_parameters import FoldedParameters, affine_of, sigma_of
+from distiller.quantization.training.folded_parameters import FoldedParameters, sigma_of
 
 __all__ = ["InferenceState", "inference_state"]
 
@@ -138,11 +138,9 @@ def _absorbed(
         return {}
     names = {id(module): own for own, module in named_modules(model)}
     of_bn, of_layer = names[id(bn)], names[id(layer)]
-    gamma, beta = affine_of(bn)
-    distance = bn.running_mean if bias is None else bn.running_mean - bias
     found = {
         f"{of_bn}.weight": (bn.weight, sigma_of(bn).to(bn.weight.dtype)),
-        f"{of_bn}.bias": (bn.bias, beta - gamma * distance / sigma_of(bn)),
+        f"{of_bn}.bias": (bn.bias, folding.full_bias(bias)),
         f"{of_bn}.running_mean": (bn.running_mean, torch.zeros_like(bn.running_mean)),
     }
     if bias is not None:

@@ -60,10 +60,14 @@ class FoldedParameters(nn.Module):
 
     def folded_bias(self, bias: Tensor | None) -> Tensor:
         """beta - gamma * (mu - b) / sigma, quantized."""
+        return self.quantized_bias(self.full_bias(bias))
+
+    def full_bias(self, bias: Tensor | None) -> Tensor:
+        """The same in full precision."""
         gamma, beta = affine_of(self.bn)
         mean = cast(Tensor, self.bn.running_mean)
         distance = mean if bias is None else mean - bias
-        return self.quantized_bias(beta - gamma * distance / sigma_of(self.bn))
+        return beta - gamma * distance / sigma_of(self.bn)
 
     def quantized_bias(self, bias: Tensor) -> Tensor:
         """A folded bias, quantized."""
