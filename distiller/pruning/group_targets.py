@@ -12,7 +12,7 @@ from typing import Annotated
 from distiller.errors import DistillerError
 from distiller.interfaces import StepContext
 from distiller.pruning.schedule import agp_sparsity
-from distiller.pruning.settings import check_fraction, check_number, checked_number
+from distiller.pruning.settings import SettingsByName, check_fraction, check_number, checked_number
 
 __all__ = ["GroupTarget", "Share", "progress_within_epoch"]
 
@@ -63,9 +63,10 @@ class GroupTarget:
             if initial_sparsity is not None:
                 check_fraction("initial_sparsity", initial_sparsity, one_allowed=False)
             if levels is not None:
+                SettingsByName("levels", levels, below_one=True)  # refuses none, and what is no share
                 for key, level in levels.items():
                     _check_share(f"levels['{key}']", level, max_sparsity)
-                return cls(False, max(levels.values(), default=0.0), initial_sparsity, dict(levels))
+                return cls(False, max(levels.values()), initial_sparsity, dict(levels))
             assert final_sparsity is not None
             _check_share("final_sparsity", final_sparsity, max_sparsity)
             target = cls(False, final_sparsity, initial_sparsity)

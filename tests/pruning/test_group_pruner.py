@@ -42,6 +42,7 @@ def test_patterns_choose_groups_and_protect_them():
             {"levels": {"stem.weight": 0.95}},
             "levels['stem.weight'] must be at most max_sparsity, 0.9, got 0.95",
         ),
+        ({"levels": {}}, "levels: at least one parameter name, pattern or '*' is wanted, got {}"),
         ({"levels": {"stem.weight": -0.1}}, "levels['stem.weight'] must be in [0, 1), got -0.1"),
         (
             {"levels": {"stem.weight": 0.5}, "initial_macs": 0.9},
