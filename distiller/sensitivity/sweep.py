@@ -196,13 +196,19 @@ def _chosen(
             engine = EngineSettings(len(images), whole=dict.fromkeys(range(len(units)), reason))
         else:
             engine = choose_settings(model, program, units, images, fast=fast)
+    by_reason: dict[str, list[Unit]] = {}
     for place, why in engine.whole.items():
-        unit = units[place]
-        _LOG.warning(
-            "%s, %s: run as a whole for every level, which takes longer: %s", unit.axis, unit.parameter, why
-        )
+        by_reason.setdefault(why, []).append(units[place])
+    for why, own in by_reason.items():
+        _LOG.warning("%s: run as a whole for every level, which takes longer: %s", _told(own, units), why)
     files.choose(engine)
     return engine
+
+
+def _told(own: Sequence[Unit], units: Sequence[Unit]) -> str:
+    if len(own) == len(units) > 1:
+        return f"all {len(units)} curves"
+    return "; ".join(f"{unit.axis}, {unit.parameter}" for unit in own)
 
 
 def _paying_jobs(model: nn.Module, data: SweepData, evaluations: int) -> int:

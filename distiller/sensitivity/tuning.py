@@ -71,6 +71,8 @@ def choose_settings(
             fault = str(error).splitlines()[0]
             continue
         if difference <= TOLERANCE / 4:
+            if fault := _influence(model, program, channels_last, images):
+                break
             chunk = program.batch or min(len(images), _good_chunk(image_bytes(program)))
             settings = EngineSettings(chunk, channels_last)
             if fast:
@@ -79,6 +81,19 @@ def choose_settings(
         # Something in it is not continuous: with sums in another order it is another network.
         fault = f"step by step its logits differ by {difference:.1g} of the largest"
     return EngineSettings(len(images), whole=dict.fromkeys(range(len(units)), fault))
+
+
+def _influence(model: nn.Module, program: Program, channels_last: bool, images: Tensor) -> str:
+    """Whether what a network answers to an image depends on the others of its block; empty where not."""
+    lane = Lane(model, program, (), (), channels_last)
+    size = min(program.batch or len(images), -(-len(images) // 2))
+    parts = torch.cat([lane.dense(part) for part in images.split(size)])
+    difference = _difference(parts, model(images))
+    if difference <= TOLERANCE / 4:
+        return ""
+    return (
+        f"images of a block influence each other: in parts, logits differ by {difference:.1g} of the largest"
+    )
 
 
 def image_bytes(program: Program) -> int:

@@ -47,6 +47,21 @@ class Residual(nn.Module):
         return self.fc(self.dropout(F.relu(y).mean((2, 3))))
 
 
+class Mixing(nn.Module):
+    """A batch norm without running statistics: what an image is answered depends on the others beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 6, 3)
+        self.norm = nn.BatchNorm2d(6, track_running_stats=False)
+        self.conv2 = nn.Conv2d(6, 8, 3)
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv2(F.relu(self.norm(self.conv1(x)))))
+        return self.fc(x.mean((2, 3)))
+
+
 class Branches(nn.Module):
     """Concatenation, a depthwise convolution, a value used twice, group and layer norms."""
 
@@ -112,7 +127,7 @@ class Attention(nn.Module):
         return self.fc(self.block(x).mean(1))
 
 
-NETWORKS = {cls.__name__: cls for cls in (Plain, Residual, Branches, Tied, FixedBatch, Attention)}
+NETWORKS = {cls.__name__: cls for cls in (Plain, Residual, Mixing, Branches, Tied, FixedBatch, Attention)}
 
 
 def make(name: str) -> nn.Module:

@@ -152,6 +152,24 @@ def test_two_processes_write_the_same_file(net, tmp_path, error):
     assert first == second
 
 
+def test_where_images_influence_each_other_counts_are_those_of_whole_blocks(tmp_path, caplog):
+    net = make("Mixing")
+    points = sensitivity_sweep(net, [AxisRequest("element")], data(), tmp_path)
+    expected = perform_sensitivity_analysis(
+        net, ["*"], AXES["element"].levels(0, 0.95, 0.05), evaluate, "element"
+    )
+    curves = curves_by_axis(points)["element"]
+    assert {(name, level): score for name, curve in curves.items() for level, score in curve.items()} == {
+        (name, level): (score[0], score[1], pytest.approx(score[2]))
+        for name, curve in expected.items()
+        for level, score in curve.items()
+    }
+    (warning,) = told(caplog)
+    assert warning.startswith(
+        "all 3 curves: run as a whole for every level, which takes longer: images of a block influence each other"
+    )
+
+
 def test_units_that_cannot_be_cut_are_told_and_measured_all_the_same(tmp_path, caplog):
     net = make("Tied")
     context = AxisContext(activation_ranges=input_ranges(net, [X]))

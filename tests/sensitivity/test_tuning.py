@@ -80,6 +80,12 @@ def test_a_layout_that_changes_the_answers_is_not_chosen(monkeypatch):
     assert settings.whole[0].startswith("step by step its logits differ by ")
 
 
+def test_a_network_whose_images_influence_each_other_is_run_on_whole_blocks():
+    settings, units = chosen(make("Mixing"))
+    assert set(settings.whole) == set(range(len(units)))
+    assert settings.whole[0].startswith("images of a block influence each other: in parts, logits differ by ")
+
+
 def test_units_that_say_something_else_in_part_are_run_as_a_whole(monkeypatch):
     real = Lane.run
 
