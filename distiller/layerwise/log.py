@@ -111,7 +111,7 @@ class LayerwiseLog:
         if path.exists():
             _refuse_other_settings(self.settings.to_plain(), read_settings(path), path)
         else:
-            write_new_settings(path, self.path, self.settings.to_plain())
+            write_new_settings(path, [self.path], self.settings.to_plain())
 
     def _take_up_points(self) -> int:
         """Fill `finished` from the file; returns the bytes to keep: all but a torn last line."""

@@ -19,8 +19,8 @@ from typing import Any
 from distiller.atomic_file import remove_stale_parts, write_whole
 from distiller.errors import SensitivityError
 from distiller.sensitivity.block_engine import BlockScores, EngineSettings
+from distiller.sensitivity.block_line import HEADER, block_of_line, line_of_block
 from distiller.sensitivity.curves import SensitivityPoint
-from distiller.sensitivity.decisions import Tally
 from distiller.sensitivity.point_file import (
     REMEDY,
     PointFile,
@@ -35,11 +35,7 @@ from distiller.sensitivity.write_errors import reporting_failed_writes
 CSV_NAME = "sensitivity.csv"
 SETTINGS_NAME = "sensitivity.json"
 BLOCKS_NAME = "sensitivity.blocks"
-_VERSION = 2
-_HEADER = (
-    "index, tally of the dense network, [unit, level, tally] of each point, flipped; "
-    "tally: n, top1, top5, loss, lost, won\n"
-)
+_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +104,17 @@ class SweepFolder:
             self._kept = kept
 
     def finished(self) -> list[SensitivityPoint] | None:
-        """The points of a sweep that is over, None of one that is not, or that lost some of them."""
+        """The points of a sweep that is over, None of one that is not, or that lost some of them.
+
+        Raises:
+            SensitivityError: the file is damaged.
+        """
         if not self.path.exists() or self._blocks_path.exists():
             return None
-        points = points_from_csv(self.path)
+        try:
+            points = points_from_csv(self.path)
+        except SensitivityError as error:
+            raise SensitivityError(f"{error}; {REMEDY}") from error
         expected = {
             (axis["axis"], parameter, level)
             for axis in self._settings["axes"]
@@ -132,11 +135,8 @@ class SweepFolder:
         """Put one block on disk; it is safe when this returns."""
         if self._file is None:
             with reporting_failed_writes(self._blocks_path):
-                self._file = PointFile(self._blocks_path, self._kept, _HEADER)
-        points = [[*place, *_plain(tally)] for place, tally in sorted(scores.points.items())]
-        self._file.append(
-            json.dumps([index, _plain(scores.dense), points, scores.flipped], separators=(",", ":")) + "\n"
-        )
+                self._file = PointFile(self._blocks_path, self._kept, HEADER)
+        self._file.append(line_of_block(index, scores))
 
     def write(self, points: Iterable[SensitivityPoint]) -> None:
         """Put the finished points on disk, all of them anew."""
@@ -173,17 +173,14 @@ class SweepFolder:
 
     def _take_up_settings(self) -> None:
         if not self._settings_path.exists():
-            write_new_settings(self._settings_path, self.path, self._settings)
+            write_new_settings(self._settings_path, (self.path, self._blocks_path), self._settings)
             return
         found = read_settings(self._settings_path)
         engine = found.pop("engine", None)
         _refuse_other_settings(self._settings, found, self._settings_path)
         if engine is not None:
             try:
-                whole = {int(place): str(reason) for place, reason in engine["whole"].items()}
-                self.engine = EngineSettings(
-                    int(engine["chunk"]), bool(engine["channels_last"]), bool(engine["bfloat16"]), whole
-                )
+                self.engine = _engine(engine, self._settings)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise SensitivityError(
                     f"{self._settings_path}: engine: not the settings of one, {error}; {REMEDY}"
@@ -192,20 +189,37 @@ class SweepFolder:
     def _take_up_blocks(self) -> int:
         """Fill `blocks` from the file; returns the bytes to keep: all but a torn last line."""
         data = whole_lines(self._blocks_path)
-        for number, line in enumerate(decoded(data, self._blocks_path).splitlines()[1:], start=2):
+        for number, line in enumerate(decoded(data, self._blocks_path).split("\n")[1:-1], start=2):
             try:
-                index, dense, points, flipped = json.loads(line)
-                found = {(unit, level): Tally(*tally) for unit, level, *tally in points}
-                self.blocks[index] = BlockScores(Tally(*dense), found, flipped)
-            except (ValueError, TypeError) as error:
+                index, scores = block_of_line(line)
+                if index in self.blocks:
+                    raise ValueError(f"block {index} is there twice")
+            except ValueError as error:
                 raise SensitivityError(
                     f"{self._blocks_path}, line {number}: not a block of a sweep, {error}; {REMEDY}"
                 ) from error
+            self.blocks[index] = scores
         return len(data)
 
 
-def _plain(tally: Tally) -> list[float]:
-    return [tally.n, tally.top1, tally.top5, tally.loss, tally.lost, tally.won]
+def _engine(found: Any, settings: Mapping[str, Any]) -> EngineSettings:
+    """How blocks were run.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: no sweep of these settings ran them so.
+    """
+    whole = {int(place): str(reason) for place, reason in found["whole"].items()}
+    engine = EngineSettings(found["chunk"], found["channels_last"], found["bfloat16"], whole)
+    if type(engine.chunk) is not int or engine.chunk < 1:
+        raise ValueError(f"chunk must be a number of images, at least 1, got {engine.chunk!r}")
+    if type(engine.channels_last) is not bool or type(engine.bfloat16) is not bool:
+        raise ValueError(f"channels_last and bfloat16 must be true or false, got {found}")
+    if engine.bfloat16 and not settings["fast"]:
+        raise ValueError("bfloat16 in a sweep that does not allow it")
+    units = sum(len(axis["parameters"]) for axis in settings["axes"])
+    if not all(0 <= place < units for place in whole):
+        raise ValueError(f"whole must name places of {units} curves, got {sorted(whole)}")
+    return engine
 
 
 def _refuse_other_settings(asked: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> None:
@@ -232,6 +246,11 @@ def _difference(key: str, found: Any, asked: Any) -> str:
             if by_name[axis["axis"]].get(part) != axis[part]
         ]
         return "; ".join(faults)
+    if key == "context" and isinstance(found, dict) and isinstance(asked, dict):
+        parts = [part for part in (*asked, *found.keys() - asked.keys()) if found.get(part) != asked.get(part)]
+        return "; ".join(_difference(part, found.get(part), asked.get(part)) for part in parts)
+    if key == "activation_ranges" and found and asked:
+        return f"{key}: other ones there, which were measured on other images"
     return f"{key}: {_short(found)} there, {_short(asked)} asked for now"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from distiller.sensitivity.write_errors import reporting_failed_writes
 
 __all__ = ["REMEDY", "PointFile", "decoded", "read_settings", "whole_lines", "write_new_settings"]
 
-REMEDY = "give another folder, or remove both files to start afresh"
+REMEDY = "give another folder, or empty this one to start afresh"
 
 
 class PointFile:
@@ -81,17 +82,23 @@ def decoded(data: bytes, path: Path) -> str:
         raise SensitivityError(f"{path}: not a CSV file, got binary data; {REMEDY}") from error
 
 
-def write_new_settings(path: Path, points: Path, settings: dict[str, Any]) -> None:
-    """Write what is asked for beside points that are not there yet.
+def write_new_settings(path: Path, others: Iterable[Path], settings: dict[str, Any]) -> None:
+    """Write what is asked for, beside results that are not there yet.
+
+    Args:
+        path: of the settings.
+        others: files that a sweep leaves beside them.
+        settings: what is asked for.
 
     Raises:
-        SensitivityError: there are points of something else.
+        SensitivityError: there are results of something else.
     """
-    if points.exists():
-        raise SensitivityError(
-            f"{points}: is there without the {path.name} of a sweep that could be resumed; "
-            "give another folder, or move it away"
-        )
+    for other in others:
+        if other.exists():
+            raise SensitivityError(
+                f"{other}: is there without the {path.name} of a sweep that could be resumed; "
+                "give another folder, or move it away"
+            )
     write_whole(path, json.dumps(settings, indent=2) + "\n")
 
 

@@ -12,7 +12,7 @@ from distiller.layerwise.sweep import SweepPlan
 from tests.layerwise.test_points import POINT
 
 SETTINGS = LayerwiseSettings(SweepPlan(("prune", "quant"), (0.0, 0.5), (4,)), ("fc1",), "abc", "10 of digits")
-REMEDY = "give another folder, or remove both files to start afresh"
+REMEDY = "give another folder, or empty this one to start afresh"
 
 
 def at(technique: str, axis: str, value: float):

@@ -17,8 +17,14 @@ from distiller.sensitivity.decisions import Tally
 from distiller.sensitivity.folder import SweepFolder, SweepSettings, SweptAxis
 
 ELEMENT = SweptAxis("element", (0.0, 0.5), ("a.weight", "b.weight"))
-SETTINGS = SweepSettings((ELEMENT,), "f" * 64, "100 of digits", 10)
-REMEDY = "give another folder, or remove both files to start afresh"
+SETTINGS = SweepSettings(
+    (ELEMENT,),
+    "f" * 64,
+    "100 of digits",
+    10,
+    context={"block": 4, "activation_ranges": {"a": [0.0, 1.0]}},
+)
+REMEDY = "give another folder, or empty this one to start afresh"
 BLOCKS = [
     BlockScores(
         Tally(10, 9, 10, 1.25), {(0, 0): Tally(10, 8, 10, 0.1 + 0.2, 1, 0), (1, 0): Tally(10, 1, 5, 9.0, 8)}
@@ -66,7 +72,7 @@ def test_a_file_torn_at_any_byte_loses_the_last_block_only(tmp_path):
 def test_settings_are_plain_json_with_how_blocks_are_run(tmp_path):
     with SweepFolder(tmp_path / "new" / "folder", SETTINGS) as files:
         assert files.engine is None
-        files.choose(EngineSettings(32, True, whole={3: "no cut"}))
+        files.choose(EngineSettings(32, True, whole={1: "no cut"}))
     assert json.loads((tmp_path / "new" / "folder" / "sensitivity.json").read_text()) == {
         "axes": [{"axis": "element", "levels": [0.0, 0.5], "parameters": ["a.weight", "b.weight"]}],
         "weights": "f" * 64,
@@ -74,12 +80,12 @@ def test_settings_are_plain_json_with_how_blocks_are_run(tmp_path):
         "batch_size": 10,
         "error": None,
         "fast": False,
-        "context": None,
-        "version": 2,
-        "engine": {"chunk": 32, "channels_last": True, "bfloat16": False, "whole": {"3": "no cut"}},
+        "context": {"block": 4, "activation_ranges": {"a": [0.0, 1.0]}},
+        "version": 3,
+        "engine": {"chunk": 32, "channels_last": True, "bfloat16": False, "whole": {"1": "no cut"}},
     }
     assert SweepFolder(tmp_path / "new" / "folder", SETTINGS).engine == EngineSettings(
-        32, True, whole={3: "no cut"}
+        32, True, whole={1: "no cut"}
     )
 
 
@@ -100,6 +106,17 @@ def test_a_file_that_lost_points_is_of_no_finished_sweep(tmp_path, lost):
     lines = files.path.read_text().splitlines(keepends=True)
     files.path.write_text("".join(lines[: len(lines) - lost]))
     assert (SweepFolder(tmp_path, SETTINGS).finished() is None) == (lost > 0)
+
+
+def test_a_finished_file_that_is_damaged_names_a_way_out(tmp_path):
+    with SweepFolder(tmp_path, SETTINGS) as files:
+        files.complete(POINTS)
+    text = files.path.read_text()
+    files.path.write_text(text[: text.rindex(",")])
+    with pytest.raises(SensitivityError) as error:
+        SweepFolder(tmp_path, SETTINGS).finished()
+    assert str(error.value).startswith(f"{files.path}:5: 13 columns expected, got ")
+    assert str(error.value).endswith(f"; {REMEDY}")
 
 
 def test_an_empty_folder_is_of_no_finished_sweep(tmp_path):
@@ -130,6 +147,15 @@ def test_an_empty_folder_is_of_no_finished_sweep(tmp_path):
             "test_images: 100 of digits there, 7 asked for now; error: nothing there, 0.5 asked for now",
         ),
         ({"batch_size": 20}, "batch_size: 10 there, 20 asked for now"),
+        (
+            {"context": {"block": 2, "activation_ranges": {"a": [0.0, 2.0]}}},
+            "block: 4 there, 2 asked for now; "
+            "activation_ranges: other ones there, which were measured on other images",
+        ),
+        (
+            {"context": {"block": 4, "activation_ranges": None}},
+            "activation_ranges: {'a': [0.0, 1.0]} there, nothing asked for now",
+        ),
     ],
 )
 def test_a_folder_of_another_sweep_is_refused_and_left_alone(tmp_path, change, difference):
@@ -154,8 +180,9 @@ def test_a_sweep_of_an_older_program_is_refused(tmp_path):
     )
 
 
-def test_a_csv_without_settings_is_refused_and_left_alone(tmp_path):
-    path = tmp_path / "sensitivity.csv"
+@pytest.mark.parametrize("name", ["sensitivity.csv", "sensitivity.blocks"])
+def test_results_without_settings_are_refused_and_left_alone(tmp_path, name):
+    path = tmp_path / name
     path.write_text("x")
 
     with pytest.raises(SensitivityError) as error:
@@ -165,22 +192,47 @@ def test_a_csv_without_settings_is_refused_and_left_alone(tmp_path):
         f"{path}: is there without the sensitivity.json of a sweep that could be resumed; "
         "give another folder, or move it away"
     )
-    assert files_of(tmp_path) == {"sensitivity.csv": b"x"}
+    assert files_of(tmp_path) == {name: b"x"}
 
 
-@pytest.mark.parametrize(
-    "line", [b"{}", b"[1,2]", b'[0,[1],[["a"]],0]', b"nothing", b"[0,[1,1,1,1,0,0,0],[],0]"]
-)
-def test_a_damaged_block_is_refused(tmp_path, line):
+@pytest.mark.parametrize("bit", range(8))
+def test_a_block_with_any_bit_changed_is_refused_or_counts_as_torn(tmp_path, bit):
+    swept(tmp_path)
+    path = tmp_path / "sensitivity.blocks"
+    whole = path.read_bytes()
+    begin = whole.index(b"\n") + 1
+    for at in range(begin, len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
+        try:
+            with SweepFolder(tmp_path, SETTINGS) as files:
+                assert all(files.blocks[index] == BLOCKS[index] for index in files.blocks)
+                assert at == len(whole) - 1  # the end of the last line, which is torn then
+        except SensitivityError as error:
+            assert str(error).startswith(f"{path}")  # noqa: PT017 - that it is raised is not asked for
+            assert str(error).endswith(REMEDY)  # noqa: PT017
+
+
+def test_a_block_that_is_there_twice_is_refused(tmp_path):
     swept(tmp_path)
     path = tmp_path / "sensitivity.blocks"
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join([*lines[:2], line + b"\n"]))
+    path.write_bytes(b"".join([*lines, lines[1]]))
 
-    with pytest.raises(
-        SensitivityError, match=r"sensitivity\.blocks, line 3: not a block of a sweep, .*; give another"
-    ):
+    with pytest.raises(SensitivityError) as error:
         SweepFolder(tmp_path, SETTINGS)
+
+    assert str(error.value) == f"{path}, line 4: not a block of a sweep, block 0 is there twice; {REMEDY}"
+
+
+def test_a_block_of_another_checksum_is_refused(tmp_path):
+    swept(tmp_path)
+    path = tmp_path / "sensitivity.blocks"
+    path.write_text(path.read_text().replace("[10,9,10,1.25,0,0]", "[10,9,10,1.5,0,0]"))
+
+    with pytest.raises(SensitivityError) as error:
+        SweepFolder(tmp_path, SETTINGS)
+
+    assert str(error.value) == f"{path}, line 2: not a block of a sweep, its checksum is another; {REMEDY}"
 
 
 def test_a_binary_file_of_blocks_is_refused(tmp_path):
@@ -201,8 +253,32 @@ def test_damaged_settings_are_refused(tmp_path, content):
         SweepFolder(tmp_path, SETTINGS)
 
 
-@pytest.mark.parametrize("engine", [{}, [], {"chunk": "x", "channels_last": 1, "bfloat16": 0, "whole": {}}])
-def test_a_damaged_engine_is_refused(tmp_path, engine):
+@pytest.mark.parametrize(
+    "change, fault",
+    [
+        ({"chunk": "x"}, "chunk must be a number of images, at least 1, got 'x'"),
+        ({"chunk": 0}, "chunk must be a number of images, at least 1, got 0"),
+        ({"chunk": True}, "chunk must be a number of images, at least 1, got True"),
+        ({"bfloat16": True}, "bfloat16 in a sweep that does not allow it"),
+        ({"channels_last": 1}, "channels_last and bfloat16 must be true or false, got .*"),
+        ({"whole": {"2": "why"}}, r"whole must name places of 2 curves, got \[2\]"),
+        ({"whole": {"x": "why"}}, "invalid literal .*"),
+        ({"whole": []}, ".* no attribute 'items'"),
+    ],
+)
+def test_an_engine_that_no_sweep_has_is_refused(tmp_path, change, fault):
+    SweepFolder(tmp_path, SETTINGS).choose(EngineSettings(32))
+    path = tmp_path / "sensitivity.json"
+    plain = json.loads(path.read_text())
+    path.write_text(json.dumps({**plain, "engine": {**plain["engine"], **change}}))
+    with pytest.raises(
+        SensitivityError, match=rf"sensitivity\.json: engine: not the settings of one, {fault}; give another"
+    ):
+        SweepFolder(tmp_path, SETTINGS)
+
+
+@pytest.mark.parametrize("engine", [{}, []])
+def test_an_engine_that_is_none_is_refused(tmp_path, engine):
     SweepFolder(tmp_path, SETTINGS).close()
     path = tmp_path / "sensitivity.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "engine": engine}))
