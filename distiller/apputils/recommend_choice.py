@@ -6,7 +6,7 @@ Knows nothing about files, nor about schedules.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -20,6 +20,7 @@ from distiller.apputils.recommend_usage import GOALS
 from distiller.errors import SensitivityError, UsageError
 from distiller.names import named_parameters, unwrap
 from distiller.sensitivity.curves import SensitivityPoint
+from distiller.sensitivity.group_work import cost_of_units
 from distiller.sensitivity.prunables import (
     DENSE_BITS,
     Amount,
@@ -29,7 +30,15 @@ from distiller.sensitivity.prunables import (
     removed_macs,
     single_prunables,
 )
-from distiller.sensitivity.recommend import Goal, Harm, Option, monotone_curves, recommend, total_harm
+from distiller.sensitivity.recommend import (
+    Goal,
+    Harm,
+    Option,
+    Together,
+    monotone_curves,
+    recommend,
+    total_harm,
+)
 from distiller.thinning.removal import apply_recipe, thinning_recipe
 from distiller.thinning.trial import model_groups
 
@@ -68,14 +77,14 @@ class _Found:
         reasons: why the rest of what was swept stays whole.
         elements: of all that was swept.
         macs: of the model.
-        removed_together: MACs that really go at some levels; None: the sum.
+        together: MACs that really go at some levels; None: the sum.
     """
 
     prunables: tuple[Prunable, ...]
     reasons: Mapping[str, str]
     elements: int
     macs: int
-    removed_together: Callable[[Mapping[str, float]], int] | None = None
+    together: Together | None = None
 
 
 def choose_levels(compressor: ClassifierCompressor, sweep: Sweep) -> Choice:
@@ -104,7 +113,7 @@ def choose_levels(compressor: ClassifierCompressor, sweep: Sweep) -> Choice:
         for own in found.prunables
     }
     total = found.macs if counts_macs else found.elements
-    best = recommend(options, goal, total, found.removed_together if counts_macs else None)
+    best = recommend(options, goal, total, found.together if counts_macs else None)
     taken = {
         own.name: own.amounts[best.levels[own.name]]
         for own in found.prunables
@@ -126,7 +135,9 @@ def _coupled(
         if sweep.axis == "filter"
         else sum(own.elements for own in prunables)
     )
-    return _Found(prunables, reasons, elements, groups.macs(), partial(removed_macs, groups, prunables))
+    cost = cost_of_units(groups, [own.name for own in prunables])
+    together = Together(partial(removed_macs, groups, prunables), cost)
+    return _Found(prunables, reasons, elements, groups.macs(), together)
 
 
 def _single(
@@ -152,10 +163,11 @@ def _shapes(
 def _options(
     own: Prunable, curves: Sequence[Mapping[float, Harm]], dense_level: float, counts_macs: bool
 ) -> list[Option]:
-    options = [Option(dense_level, Harm(0.0, 0.0), 0)]
+    options = [Option(dense_level, Harm(0.0, 0.0), 0, own.size)]
     for level, amount in own.amounts.items():
         harm = total_harm(curve[level] for curve in curves)
-        options.append(Option(level, harm, amount.macs if counts_macs else amount.elements))
+        removed = amount.macs if counts_macs else amount.elements
+        options.append(Option(level, harm, removed, own.size - amount.units))
     return options
 
 

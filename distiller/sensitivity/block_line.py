@@ -2,7 +2,7 @@
 
     CHECKSUM [index, TALLY of the dense network, [[unit, level, *TALLY] of each point], flipped]
 
-TALLY is n, top1, top5, loss, lost, won; CHECKSUM is the CRC-32 of what follows it, in eight hexadecimal digits.
+TALLY is n, top1, top5, loss, lost, won; CHECKSUM is the CRC-32 of what follows it, in hexadecimal digits.
 Knows nothing about files.
 """
 

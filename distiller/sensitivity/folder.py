@@ -247,7 +247,9 @@ def _difference(key: str, found: Any, asked: Any) -> str:
         ]
         return "; ".join(faults)
     if key == "context" and isinstance(found, dict) and isinstance(asked, dict):
-        parts = [part for part in (*asked, *found.keys() - asked.keys()) if found.get(part) != asked.get(part)]
+        parts = [
+            part for part in (*asked, *found.keys() - asked.keys()) if found.get(part) != asked.get(part)
+        ]
         return "; ".join(_difference(part, found.get(part), asked.get(part)) for part in parts)
     if key == "activation_ranges" and found and asked:
         return f"{key}: other ones there, which were measured on other images"

@@ -15,18 +15,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, TypeVar
 
 import numpy as np
 from scipy.optimize import isotonic_regression
 
 from distiller.errors import SensitivityError, UsageError
-from distiller.quantization.search.width_choice import WidthCost, choose_widths
+from distiller.quantization.search.width_choice import WidthCost, cheapest_widths, choose_widths
 from distiller.sensitivity.curves import SensitivityPoint
 
-__all__ = ["Goal", "Harm", "Option", "Recommendation", "monotone_curves", "recommend", "total_harm"]
+__all__ = [
+    "Goal",
+    "Harm",
+    "Option",
+    "Recommendation",
+    "Together",
+    "monotone_curves",
+    "recommend",
+    "total_harm",
+]
 
+T = TypeVar("T")
 _TIES = 1e-4  # what the rise of the loss counts beside a point of top-1, at most
+_SPARED = 1e-7  # what is taken away beyond need counts so little, at most
 _FINEST = 1_000_000  # steps to a point in which a budget of drops is counted
 _LARGEST = 1e6  # stands for a loss that is not finite
 _DIGITS = 4
@@ -53,11 +65,27 @@ class Option:
         level: as in the sweep.
         harm: what it costs; of several curves, their sum.
         removed: what it takes away: elements, multiply-accumulates, or bits.
+        units: of a group of channels, how many stay.
     """
 
     level: float
     harm: Harm
     removed: int
+    units: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """What levels take away where that is less than the sum of what each takes away alone, as channels of
+    neighbouring layers do.
+
+    Attributes:
+        removed: levels by thing -> what they really take away.
+        cost: what stays, by the units of things that stay; None where it has no such form.
+    """
+
+    removed: Callable[[Mapping[str, float]], int]
+    cost: WidthCost[str] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +159,7 @@ def recommend(
     options: Mapping[str, Sequence[Option]],
     goal: Goal,
     total: int,
-    removed_together: Callable[[Mapping[str, float]], int] | None = None,
+    together: Together | None = None,
 ) -> Recommendation:
     """The levels that meet a goal best.
 
@@ -140,23 +168,24 @@ def recommend(
             removed).
         goal: what is asked for.
         total: what targets are shares of, as `Option.removed` counts.
-        removed_together: levels -> what they really take away, where that is less than the sum of what each
-            takes away alone (as channels of neighbouring layers do); None: the sum. A target is held by it.
+        together: what levels really take away, by which a target is held; None: the sum. Where its `cost` is
+            None too, what each takes away alone is what choices are compared by.
 
     Raises:
         UsageError: the goal cannot be met; says how far one comes.
     """
-    together = removed_together or (lambda levels: removed_alone(options, levels))
+    removed = together.removed if together else partial(removed_alone, options)
+    widths = _Widths(options, together.cost if together else None)
     if goal.kind == "max_drop":
-        levels = _most_removed(options, goal.value)
-        if not together(levels):
+        levels = widths.most_removed(goal.value)
+        if not removed(levels):
             least = min((o.harm.drop for own in options.values() for o in own if o.removed), default=math.nan)
             raise UsageError(
                 f"{goal}: not one level costs so little, the least drop is {least:.4f} points; allow more"
             )
     else:
-        levels = _to_target(options, goal, total, together)
-    return Recommendation(levels, _summed_drop(options, levels), together(levels))
+        levels = _to_target(options, widths, goal, total, removed)
+    return Recommendation(levels, _summed_drop(options, levels), removed(levels))
 
 
 def total_harm(harms: Iterable[Harm]) -> Harm:
@@ -188,55 +217,72 @@ def _rising(values: Sequence[float], weights: Sequence[float] | None) -> list[fl
     return [max(0.0, float(value)) for value in fitted]
 
 
-def _most_removed(options: Mapping[str, Sequence[Option]], max_drop: float) -> dict[str, float]:
-    """Within the budget of drops; of equal choices the one of less harm."""
-    most = max(1, sum(own[-1].removed for own in options.values()))
-    harms = _harm_shares(options)
-    kept = {
-        name: {i: (own[-1].removed - o.removed) / most + 1e-6 * harms[name][i] for i, o in enumerate(own)}
-        for name, own in options.items()
-    }
-    drops = {
-        name: {i: math.ceil(o.harm.drop * _FINEST - 1e-6) for i, o in enumerate(own)}
-        for name, own in options.items()
-    }
-    chosen = choose_widths(kept, WidthCost(sizes=drops), math.floor(max_drop * _FINEST + 1e-6))
-    return {name: options[name][index].level for name, index in chosen.items()}
+class _Widths:
+    """The levels as widths, of which more cost more: of groups of channels the units that stay."""
+
+    def __init__(self, options: Mapping[str, Sequence[Option]], cost: WidthCost[str] | None) -> None:
+        self._options = options
+        self._by_width: dict[str, dict[int, int]] = {}
+        for name, own in options.items():
+            by_width = self._by_width.setdefault(name, {})
+            for index, option in enumerate(own):  # of equal ones the weakest
+                by_width.setdefault(len(own) - 1 - index if cost is None else option.units, index)
+        self._most = sum(own[-1].removed for own in options.values())
+        self._cost = cost or WidthCost(sizes=self._valued(lambda _, own, i: own[-1].removed - own[i].removed))
+        self.stays = (
+            self._most if cost is None else cost.of({name: max(w) for name, w in self._by_width.items()})
+        )
+        """Of the dense network, counted alike."""
+
+    def most_removed(self, max_drop: float) -> dict[str, float]:
+        """Within the budget of drops; of equal choices the one of less harm."""
+        drops = self._valued(lambda _, own, i: math.ceil(own[i].harm.drop * _FINEST - 1e-6))
+        shares = _harm_shares(self._options)
+        ties = self._valued(lambda name, _, i: shares[name][i])
+        return self._levels(cheapest_widths(drops, self._cost, math.floor(max_drop * _FINEST + 1e-6), ties))
+
+    def least_drop(self, needed: int) -> dict[str, float]:
+        """With so much removed; of equal drops the choice whose loss rises less, then the weaker one."""
+        shares = _harm_shares(self._options)
+        most = max(1, self._most)
+        harms = self._valued(
+            lambda name, own, i: own[i].harm.drop + _TIES * shares[name][i] + _SPARED * own[i].removed / most
+        )
+        return self._levels(choose_widths(harms, self._cost, self.stays - needed))
+
+    def _valued(self, value: Callable[[str, Sequence[Option], int], T]) -> dict[str, dict[int, T]]:
+        return {
+            name: {width: value(name, self._options[name], index) for width, index in by_width.items()}
+            for name, by_width in self._by_width.items()
+        }
+
+    def _levels(self, widths: Mapping[str, int]) -> dict[str, float]:
+        return {
+            name: self._options[name][self._by_width[name][width]].level for name, width in widths.items()
+        }
 
 
 def _to_target(
     options: Mapping[str, Sequence[Option]],
+    widths: _Widths,
     goal: Goal,
     total: int,
-    together: Callable[[Mapping[str, float]], int],
+    removed: Callable[[Mapping[str, float]], int],
 ) -> dict[str, float]:
     share = goal.value if goal.kind == "target_sparsity" else 1 - goal.value
     needed = math.ceil(share * total - 1e-9 * total)
     strongest = {name: own[-1].level for name, own in options.items()}
-    if (most := together(strongest)) < needed:
+    if (most := removed(strongest)) < needed:
         farthest = _farthest(goal, most, total)
         raise UsageError(f"{goal}: cannot be reached with the levels that were swept; {farthest}")
     asked = needed
     while True:
-        levels = _least_drop(options, asked)
-        short = needed - together(levels)
+        levels = widths.least_drop(asked)
+        short = needed - removed(levels)
         if short <= 0:
             return levels
-        # Together they take away less than one by one: ask for more.
+        # Together they take away less than one by one, which is what was counted: ask for more.
         asked = min(removed_alone(options, levels) + short, removed_alone(options, strongest))
-
-
-def _least_drop(options: Mapping[str, Sequence[Option]], needed: int) -> dict[str, float]:
-    """With so much removed, counted one by one; of equal drops the choice whose loss rises less."""
-    harms = _harm_shares(options)
-    drops: dict[str, dict[int, float]] = {}
-    kept: dict[str, dict[int, int]] = {}
-    for name, own in options.items():  # widths count down, so that what is kept grows with them
-        drops[name] = {len(own) - 1 - i: o.harm.drop + _TIES * harms[name][i] for i, o in enumerate(own)}
-        kept[name] = {len(own) - 1 - i: own[-1].removed - o.removed for i, o in enumerate(own)}
-    most = sum(own[-1].removed for own in options.values())
-    chosen = choose_widths(drops, WidthCost(sizes=kept), most - needed)
-    return {name: options[name][len(options[name]) - 1 - width].level for name, width in chosen.items()}
 
 
 def _harm_shares(options: Mapping[str, Sequence[Option]]) -> dict[str, list[float]]:

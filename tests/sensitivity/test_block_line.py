@@ -31,7 +31,9 @@ def test_the_form_of_a_line():
     assert HEADER.count("\n") == 1
 
 
-@pytest.mark.parametrize("line", ["", "{}", "39a94228", "0af60cba [7,[10,9,10,0.5,0,0],[[1,0,10,8,9,0.75,2,1]],4]"])
+@pytest.mark.parametrize(
+    "line", ["", "{}", "39a94228", "0af60cba [7,[10,9,10,0.5,0,0],[[1,0,10,8,9,0.75,2,1]],4]"]
+)
 def test_another_line_is_no_block(line):
     with pytest.raises(ValueError, match="its checksum is another"):
         block_of_line(line)

@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distiller.errors import SensitivityError, UsageError
+from distiller.quantization.search.width_choice import WidthCost, WidthProduct
 from distiller.sensitivity.curves import Score, SensitivityPoint
 from distiller.sensitivity.recommend import (
     Goal,
     Harm,
     Option,
+    Together,
     monotone_curves,
     recommend,
     removed_alone,
@@ -163,15 +165,17 @@ def test_a_share_that_is_a_whole_number_is_met_by_just_that_many():
 def test_what_goes_together_takes_away_less_and_more_is_asked_for_until_the_target_holds():
     things = {"a": options((0.5, 1.0, 50), (0.6, 1.5, 60)), "b": options((0.5, 1.0, 50), (0.6, 3.0, 60))}
 
-    def together(levels):
+    def removed(levels):
         return 100 - round(100 * (1 - levels["a"]) * (1 - levels["b"]))
+
+    together = Together(removed, None)
 
     alone = recommend(things, Goal("target_sparsity", 0.8), 100)
     assert removed_alone(things, alone.levels) >= 80
-    assert together(alone.levels) < 80
+    assert removed(alone.levels) < 80
     found = recommend(things, Goal("target_sparsity", 0.8), 100, together)
     assert found.levels == {"a": 0.6, "b": 0.5}
-    assert found.removed == together(found.levels) == 80
+    assert found.removed == removed(found.levels) == 80
     with pytest.raises(UsageError) as error:
         recommend(things, Goal("target_macs", 0.15), 100, together)
     assert str(error.value) == (
@@ -179,6 +183,55 @@ def test_what_goes_together_takes_away_less_and_more_is_asked_for_until_the_targ
         "least; give that, or sweep higher levels"
     )
     assert recommend(things, Goal("target_macs", 0.16), 100, together).levels == {"a": 0.6, "b": 0.6}
+
+
+@st.composite
+def chains(draw):
+    """Up to four groups of channels, each layer's work the product of two neighbours'; levels of a fourth each."""
+    names = "abcd"[: draw(st.integers(2, 4))]
+    things = {}
+    for name in names:
+        drops = sorted(draw(st.lists(st.integers(0, 100), min_size=3, max_size=3)))
+        things[name] = [
+            Option(0.0, Harm(0.0, 0.0), 0, 8),
+            *(Option((i + 1) / 4, Harm(drop / 100, 0.0), 100 * i, 6 - 2 * i) for i, drop in enumerate(drops)),
+        ]
+    products = [WidthProduct(draw(st.integers(1, 9)), a, b) for a, b in itertools.pairwise(names)]
+    return things, WidthCost(products=[*products, WidthProduct(3, 1, names[0])], fixed=10)
+
+
+@given(chains(), st.floats(0.2, 1.0), st.integers(0, 300))
+@settings(max_examples=40, deadline=None)
+def test_of_neighbouring_groups_no_choice_is_better_either(chain, share, hundredths):
+    things, cost = chain
+    dense = cost.of(dict.fromkeys(things, 8))
+
+    def stays(options):
+        return cost.of({name: option.units for name, option in zip(things, options, strict=True)})
+
+    def removed(levels):
+        chosen = [next(o for o in things[name] if o.level == levels[name]) for name in things]
+        return dense - stays(chosen)
+
+    together = Together(removed, cost)
+    needed = math.ceil((1 - share) * dense - 1e-9 * dense)
+    enough = [choice for choice in all_choices(things) if dense - stays(choice) >= needed]
+    if enough:
+        found = recommend(things, Goal("target_macs", share), dense, together)
+        assert found.removed >= needed
+        assert found.drop == pytest.approx(float(min(map(exact_drop, enough))), abs=1e-9)
+    cheap = [choice for choice in all_choices(things) if exact_drop(choice) <= Fraction(hundredths, 100)]
+    best = dense - min(map(stays, cheap))
+    if best:
+        found = recommend(things, Goal("max_drop", hundredths / 100), dense, together)
+        assert found.removed == best
+        assert found.drop <= hundredths / 100 + 1e-9
+
+
+def test_of_levels_that_cost_the_same_no_more_is_taken_than_was_asked_for():
+    things = {"a": options((0.3, 0.0, 30), (0.6, 0.0, 60), (0.9, 0.0, 90))}
+    assert recommend(things, Goal("target_sparsity", 0.5), 100).levels == {"a": 0.6}
+    assert recommend(things, Goal("max_drop", 0.5), 100).levels == {"a": 0.9}
 
 
 def test_a_sparsity_that_cannot_be_reached_is_refused_with_the_most_that_can():

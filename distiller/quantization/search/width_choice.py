@@ -3,8 +3,9 @@
     minimise     sum_i s_i(b_i)
     subject to   fixed + sum_i size_i(b_i) + sum_k factor_k * b_i(k) * b_j(k) <= budget
 
-The sum is minimised exactly, by integer programming: a binary variable for each thing and width, and for each
-product of two widths variables whose sums over either are those of the widths themselves.
+Or the other way round: the cost least, the sum of the sensitivities within a limit. Either is
+minimised exactly, by integer programming: a binary variable for each thing and width, and for each product
+of two widths variables whose sums over either are those of the widths themselves.
 Knows nothing about models: a thing is any hashable value but a number.
 """
 
@@ -22,6 +23,7 @@ from scipy.sparse import coo_array
 from distiller.errors import QuantizationError
 
 K = TypeVar("K", bound=Hashable)
+_TIE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,49 @@ def choose_widths(
     Raises:
         QuantizationError: the smallest widths cost more, or a thing has no finite sensitivity.
     """
+    finite = _finite(sensitivities)
+    check_budget(finite, cost, budget)
+    programme = _Programme(finite, cost)
+    while True:
+        widths = programme.least_sensitivity(budget)
+        if cost.of(widths) <= budget:
+            return widths
+        programme.exclude(widths)  # within the solver's tolerance only
+
+
+def cheapest_widths(
+    sensitivities: Mapping[K, Mapping[int, float]],
+    cost: WidthCost[K],
+    limit: float,
+    ties: Mapping[K, Mapping[int, float]],
+) -> dict[K, int]:
+    """The widths of least cost whose sensitivities come to no more than a limit.
+
+    Args:
+        sensitivities: by thing and width; widths of infinite sensitivity, or NaN, are not chosen.
+        cost: of a choice.
+        limit: the most that the sensitivities may sum up to.
+        ties: by thing and width, what decides between choices of equal cost: the least sum, which is to be
+            1 at most. It counts a millionth of the largest cost, so that it can outweigh a difference below.
+
+    Raises:
+        QuantizationError: no widths keep within the limit, or a thing has no finite sensitivity.
+    """
+    finite = _finite(sensitivities)
+    least = sum(min(by_width.values()) for by_width in finite.values())
+    if not least <= limit:
+        raise QuantizationError(
+            f"limit: {limit} cannot be kept, the least sum of sensitivities is {least}; give at least that"
+        )
+    programme = _Programme(finite, cost)
+    while True:
+        widths = programme.least_cost(limit, ties)
+        if sum(finite[thing][width] for thing, width in widths.items()) <= limit:
+            return widths
+        programme.exclude(widths)  # within the solver's tolerance only
+
+
+def _finite(sensitivities: Mapping[K, Mapping[int, float]]) -> dict[K, dict[int, float]]:
     finite = {
         thing: {width: value for width, value in by_width.items() if math.isfinite(value)}
         for thing, by_width in sensitivities.items()
@@ -86,13 +131,7 @@ def choose_widths(
     for thing, by_width in finite.items():
         if not by_width:
             raise QuantizationError(f"sensitivities: none of {thing} is finite")
-    check_budget(finite, cost, budget)
-    programme = _Programme(finite, cost)
-    while True:
-        widths = programme.solve(budget)
-        if cost.of(widths) <= budget:
-            return widths
-        programme.exclude(widths)  # within the solver's tolerance only
+    return finite
 
 
 def check_budget(things: Mapping[K, Collection[int]], cost: WidthCost[K], budget: float) -> None:
@@ -119,7 +158,7 @@ class _Programme(Generic[K]):
 
     def __init__(self, sensitivities: Mapping[K, Mapping[int, float]], cost: WidthCost[K]) -> None:
         self._fixed = cost.fixed
-        self._objective: list[float] = []
+        self._sensitivities: list[float] = []
         self._costs: list[float] = []
         self._rows: list[dict[int, float]] = []
         self._bounds: list[tuple[float, float]] = []
@@ -129,21 +168,32 @@ class _Programme(Generic[K]):
             columns = {width: self._variable(s, sizes.get(width, 0)) for width, s in by_width.items()}
             self._chosen[thing] = columns
             self._constrain(dict.fromkeys(columns.values(), 1.0), 1, 1)
-        self._binary = len(self._objective)
+        self._binary = len(self._sensitivities)
         for product in cost.products:
             self._add_product(product)
 
-    def solve(self, budget: float) -> dict[K, int]:
-        """The best choice, within the solver's tolerance of the budget."""
-        unit = max(1.0, abs(budget))
-        rows = [*self._rows, {i: cost / unit for i, cost in enumerate(self._costs) if cost}]
-        bounds = [*self._bounds, (-np.inf, (budget - self._fixed) / unit)]
+    def least_sensitivity(self, budget: float) -> dict[K, int]:
+        """The choice of least sensitivity, within the solver's tolerance of the budget."""
+        return self._solve(np.asarray(self._sensitivities), self._costs, budget - self._fixed)
+
+    def least_cost(self, limit: float, ties: Mapping[K, Mapping[int, float]]) -> dict[K, int]:
+        """The choice of least cost, within the solver's tolerance of the limit of sensitivities."""
+        costs = np.asarray(self._costs)
+        largest = max(costs.max(), 1.0)
+        for thing, columns in self._chosen.items():
+            for width, column in columns.items():
+                costs[column] += _TIE * largest * ties[thing][width]
+        return self._solve(costs, self._sensitivities, limit)
+
+    def _solve(self, objective: Any, limited: Sequence[float], limit: float) -> dict[K, int]:
+        unit = max(1.0, abs(limit))
+        rows = [*self._rows, {i: value / unit for i, value in enumerate(limited) if value}]
+        bounds = [*self._bounds, (-np.inf, limit / unit)]
         entries = [(value, r, c) for r, row in enumerate(rows) for c, value in row.items()]
         values, at_rows, at_columns = (list(part) for part in zip(*entries, strict=True))
-        size = len(self._objective)
+        size = len(objective)
         matrix = coo_array((values, (at_rows, at_columns)), shape=(len(rows), size)).tocsr()
         lower, upper = zip(*bounds, strict=True)
-        objective = np.asarray(self._objective)
         largest = np.abs(objective).max()
         # The solver takes what is within 1e-6 of the best for the best.
         objective = objective / largest * 1e4 if largest > 0 else objective
@@ -154,7 +204,7 @@ class _Programme(Generic[K]):
             constraints=LinearConstraint(matrix, np.asarray(lower), np.asarray(upper)),  # type: ignore[arg-type]
             options={"mip_rel_gap": 0.0},
         )
-        assert found.x is not None, f"the smallest widths keep within the budget: {found.message}"
+        assert found.x is not None, f"the limit can be kept: {found.message}"
         return {
             thing: max(columns, key=lambda width: found.x[columns[width]])
             for thing, columns in self._chosen.items()
@@ -185,9 +235,9 @@ class _Programme(Generic[K]):
                 self._constrain({column: -1.0, **{both[a, b]: 1.0 for a in rows}}, 0, 0)
 
     def _variable(self, sensitivity: float, cost: float) -> int:
-        self._objective.append(sensitivity)
+        self._sensitivities.append(sensitivity)
         self._costs.append(float(cost))
-        return len(self._objective) - 1
+        return len(self._sensitivities) - 1
 
     def _constrain(self, row: dict[int, float], lower: float, upper: float) -> None:
         self._rows.append(row)

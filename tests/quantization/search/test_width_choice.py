@@ -7,7 +7,13 @@ import random
 import pytest
 
 from distiller.errors import QuantizationError
-from distiller.quantization.search.width_choice import WidthCost, WidthProduct, check_budget, choose_widths
+from distiller.quantization.search.width_choice import (
+    WidthCost,
+    WidthProduct,
+    cheapest_widths,
+    check_budget,
+    choose_widths,
+)
 
 WIDTHS = (2, 4, 8)
 
@@ -115,3 +121,35 @@ def test_a_budget_out_of_reach_names_the_smallest():
     check_budget({"a": (2, 4)}, cost, 15)
     with pytest.raises(QuantizationError, match="the smallest widths cost 25"):
         choose_widths({"a": {2: math.nan, 4: 0.0}}, cost, 20)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_cheapest_widths_are_those_of_enumeration(seed):
+    rng = random.Random(seed)
+    sensitivities = {thing: {width: rng.randint(0, 50) for width in WIDTHS} for thing in "abcd"}
+    products = [WidthProduct(rng.randint(1, 1000), "a", "b"), WidthProduct(rng.randint(1, 1000), "b", "c")]
+    cost = WidthCost({"d": {2: 100, 4: 900, 8: 1500}}, [*products, WidthProduct(7, "c", 8)], fixed=5)
+    choices = [dict(zip("abcd", widths, strict=True)) for widths in itertools.product(WIDTHS, repeat=4)]
+    ties = {thing: {width: rng.random() / 4 for width in WIDTHS} for thing in "abcd"}
+    least = min(total(sensitivities, choice) for choice in choices)
+    for limit in (least, least + 1, least + 20, least + 60, 200):
+        found = cheapest_widths(sensitivities, cost, limit, ties)
+        assert total(sensitivities, found) <= limit
+        within = [choice for choice in choices if total(sensitivities, choice) <= limit]
+        assert cost.of(found) == min(cost.of(choice) for choice in within)
+
+
+def test_of_equal_costs_ties_decide():
+    cost = WidthCost({thing: {2: 1, 4: 2} for thing in "ab"})
+    sensitivities = {thing: {2: 1.0, 4: 0.0} for thing in "ab"}
+    for first, second in (("a", "b"), ("b", "a")):
+        ties = {first: {2: 0.0, 4: 0.0}, second: {2: 0.5, 4: 0.0}}
+        assert cheapest_widths(sensitivities, cost, 1.0, ties) == {first: 2, second: 4}
+
+
+def test_a_limit_of_sensitivities_that_cannot_be_kept_is_refused():
+    with pytest.raises(QuantizationError) as error:
+        cheapest_widths({"a": {2: 3.0, 4: 1.5}}, WidthCost({"a": {2: 1, 4: 2}}), 1, {"a": {2: 0, 4: 0}})
+    assert str(error.value) == (
+        "limit: 1 cannot be kept, the least sum of sensitivities is 1.5; give at least that"
+    )
