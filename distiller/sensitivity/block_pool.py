@@ -13,8 +13,9 @@ import pickle
 import signal
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -125,12 +126,20 @@ class _OtherProcesses:
         context = multiprocessing.get_context("spawn")
         threads = max(1, torch.get_num_threads() // jobs)
         self._workers: dict[Connection, SpawnProcess] = {}
-        for _ in range(jobs):
-            ours, theirs = context.Pipe()
-            worker = context.Process(target=_work, args=(theirs, payload, threads), daemon=True)
-            worker.start()
-            theirs.close()  # else nobody would be told when the process is gone
-            self._workers[ours] = worker
+        try:
+            with _uninterrupted():
+                for _ in range(jobs):
+                    ours, theirs = context.Pipe()
+                    worker = context.Process(target=_work, args=(theirs, threads), daemon=True)
+                    worker.start()
+                    theirs.close()  # else nobody would be told when the process is gone
+                    self._workers[ours] = worker
+            for connection in self._workers:  # all of them are starting by now
+                with suppress(OSError):  # of a process that is gone, which `_result` tells
+                    connection.send_bytes(payload)
+        except BaseException:
+            self.close()
+            raise
 
     def run(self, tasks: Iterator[BlockTask]) -> Iterator[tuple[int, BlockScores]]:
         busy = {worker for worker in self._workers if self._handed_over(worker, tasks)}
@@ -199,14 +208,32 @@ def _no_copy(error: Exception) -> UsageError:
     )
 
 
-def _work(tasks: Connection, payload: bytes, threads: int) -> None:
-    """The life of a process: run blocks until there is nobody to run them for."""
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Keep Ctrl-C until the end; processes that are started meanwhile never get it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # which would let Ctrl-C through when it is started
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(tasks: Connection, threads: int) -> None:
+    """The life of a process: what there is to sweep, then blocks, until there is nobody to run them for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's business
     signal.signal(signal.SIGTERM, _end)
     torch.set_num_threads(threads)
     keep_freed_memory()
     if str(Path.cwd()) not in sys.path:  # where packages of the user's own lie
         sys.path.append(str(Path.cwd()))
+    try:
+        payload = tasks.recv_bytes()
+    except (EOFError, OSError):
+        return
     try:
         model, units, settings = pickle.loads(payload)
     except Exception as error:  # whatever a model of the user's own raises

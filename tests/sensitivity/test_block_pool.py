@@ -2,6 +2,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +20,7 @@ from distiller.sensitivity.block_pool import BlockPool, BlockTask
 from distiller.sensitivity.units import Unit
 from tests.replay.networks import images, make
 
+ROOT = Path(__file__).resolve().parents[2]
 X, Y = images(20), torch.arange(20) % 10
 SETTINGS = EngineSettings(4, channels_last=True)
 
@@ -134,3 +140,33 @@ def test_a_model_that_other_processes_cannot_read_is_refused():
     assert str(raised.value) == (
         "--sense-jobs: the model cannot be copied into other processes, ValueError: no; give --sense-jobs 1"
     )
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the masks of signals are read from /proc")
+def test_processes_never_get_an_interruption():
+    model = make("Plain")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with BlockPool(model, units_of(model), SETTINGS, jobs=2):
+        for child in multiprocessing.active_children():
+            status = Path(f"/proc/{child.pid}/status").read_text().splitlines()
+            blocked = next(int(line.split()[1], 16) for line in status if line.startswith("SigBlk"))
+            assert blocked & 1 << signal.SIGINT - 1
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+@pytest.mark.parametrize("to_all", [True, False])
+def test_an_interruption_while_processes_start_ends_them_without_a_word_of_theirs(to_all):
+    command = [sys.executable, "-m", "tests.sensitivity.interrupted_start"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"starting\n"
+    time.sleep(0.5)
+    (os.killpg if to_all else os.kill)(process.pid, signal.SIGINT)
+    _, errors = process.communicate(
+        timeout=60
+    )  # until nobody holds its end of the pipe, processes of it included
+    assert process.returncode == -signal.SIGINT
+    assert errors.count(b"Traceback") == 1
+    assert errors.endswith(b"KeyboardInterrupt\n")
