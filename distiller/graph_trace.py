@@ -8,10 +8,13 @@ Knows nothing about modules, except in which module's forward each operation sta
 
 from __future__ import annotations
 
+import io
+import logging
 import operator
 import re
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -154,15 +157,28 @@ def export_program(
         with (
             unobserved(model),
             evaluating(model, training=training, is_decomposed=True),
-            warnings.catch_warnings(),
+            _unheard(),
         ):
-            warnings.simplefilter("ignore")  # what export says of a model does not help its user
             return torch.export.export(model, arguments, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise GraphTraceError(
             f"{type(model).__name__}: torch.export cannot trace it for {purpose}: {reason.strip()}; {remedy}"
         ) from error
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Keep quiet what export says of a model, on the screen too: it does not help its user, and what matters
+    of it is in the error."""
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    before, log.disabled = log.disabled, True
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = before
 
 
 # A value of the exported program: which result of which operation it is; a text is a parameter, by

@@ -321,7 +321,7 @@ def test_a_model_of_several_inputs_takes_them_as_a_tuple():
     assert list(graph.ops) == ["Add"]
 
 
-def test_a_model_that_cannot_be_traced_is_named_with_purpose_and_remedy():
+def test_a_model_that_cannot_be_traced_is_named_with_purpose_and_remedy(capfd, caplog):
     model = Calls(lambda m, x: x if x.sum() > 0 else -x).train()
     with pytest.raises(GraphTraceError) as caught:
         SummaryGraph(model, torch.ones(2), purpose="folding", remedy="leave it out")
@@ -330,6 +330,8 @@ def test_a_model_that_cannot_be_traced_is_named_with_purpose_and_remedy():
     )
     assert str(caught.value).endswith("; leave it out")
     assert model.training
+    assert capfd.readouterr() == ("", "")
+    assert [record.name for record in caplog.records if record.levelname == "WARNING"] == []
 
 
 def test_an_input_the_model_refuses_is_reported_with_the_reason():

@@ -80,7 +80,14 @@ def _read_sweep(args: Namespace, model: nn.Module) -> Sweep:
     file = given / CSV_NAME if given.is_dir() else given
     if file.with_name(BLOCKS_NAME).exists():
         raise SensitivityError(f"--recommend {given}: the sweep is not over; finish it with --sense-resume")
-    points, path = points_from_csv(file), file.with_name(SETTINGS_NAME)
+    try:
+        points, path = points_from_csv(file), file.with_name(SETTINGS_NAME)
+    except SensitivityError as error:
+        raise SensitivityError(
+            f"--recommend: {error}; give the run folder of a sweep, or its CSV file"
+        ) from error
+    if not points:
+        raise UsageError(f"--recommend {given}: there is no point in it; give a finished sweep")
     settings = read_settings(path) if path.is_file() else {}
     if not settings:
         _LOG.warning(
@@ -110,8 +117,6 @@ def _axis(args: Namespace, found: Sequence[str], settings: Mapping[str, Any]) ->
     if args.recommend_axis is None and len(axes) != 1:
         raise UsageError(
             f"--recommend {args.recommend}: has the axes {', '.join(axes)}; say which with --recommend-axis"
-            if axes
-            else f"--recommend {args.recommend}: there is no point in it; give a finished sweep"
         )
     asked = axes[0] if args.recommend_axis is None else find_axis(args.recommend_axis).name
     if asked not in axes:

@@ -17,10 +17,11 @@ from torch import Tensor
 from distiller.apputils.data_loaders import Loader
 from distiller.apputils.given_flags import given_flags
 from distiller.apputils.sampling import fingerprint
-from distiller.errors import UsageError
+from distiller.errors import UnknownNameError, UsageError
 from distiller.names import unwrap
 from distiller.sensitivity.axes import AxisContext, find_axis, input_ranges
 from distiller.sensitivity.folder import CSV_NAME, SETTINGS_NAME
+from distiller.sensitivity.paired_drop import check_error
 from distiller.sensitivity.plot import plot_points
 from distiller.sensitivity.sweep import AxisRequest, SweepProgress, sensitivity_sweep, sweep_units
 from distiller.sensitivity.sweep_data import random_order
@@ -72,9 +73,17 @@ def sweep_sensitivity(compressor: ClassifierCompressor) -> None:
     requests = _requests(args.sensitivity, args.sense_range or {}, args.sense_params)
     if "sense_block" in given_flags(args) and all(request.axis != _BLOCKS for request in requests):
         raise UsageError(f"--sense-block: goes with the axis {_BLOCKS}, which --sense does not have")
-    # What is wrong with axes, levels and names is told before the data are read.
+    # What is wrong with flags is told before the data are read.
+    if args.sense_error is not None:
+        check_error(args.sense_error)
     without = AxisContext(block=args.sense_block)
-    sweep_units(model, [request for request in requests if request.axis != _ACTIVATIONS], without)
+    try:
+        sweep_units(model, [request for request in requests if request.axis != _ACTIVATIONS], without)
+    except UnknownNameError as error:
+        names = "; ".join(str(error).splitlines())
+        raise UnknownNameError(
+            f"--sense-params: {names}; '--summary sparsity' lists all of them", faults=error.faults
+        ) from error
     loader, part = _images(compressor)
     target = _interrupted_sweep(args.sense_resume) if args.sense_resume else compressor.run.require_folder()
     identity = f"{loader.num_samples} of {compressor.dataset}{part}, {fingerprint(loader.indices())}"
@@ -97,17 +106,25 @@ def sweep_sensitivity(compressor: ClassifierCompressor) -> None:
 
 
 class _Reporter:
-    """Logs how far a sweep is, and how long it will go on."""
+    """Logs how far a sweep is, and how long it will go on.
+
+    That is by the blocks after the first: until then processes are started and much is prepared.
+    """
 
     def __init__(self) -> None:
-        self._begin = time.perf_counter()
+        self._first: float | None = None
 
     def __call__(self, progress: SweepProgress) -> None:
-        seconds = (time.perf_counter() - self._begin) / progress.new_blocks
+        now = time.perf_counter()
+        left = ""
+        if self._first is None:
+            self._first = now
+        else:
+            seconds = (now - self._first) / (progress.new_blocks - 1)
+            left = f"  about {seconds * (progress.of_blocks - progress.blocks):.0f} s left"
         _LOG.info(
-            "[%d/%d blocks of images, %d/%d points known]  about %.0f s left",
-            progress.blocks, progress.of_blocks, progress.points, progress.of_points,
-            seconds * (progress.of_blocks - progress.blocks),
+            "[%d/%d blocks of images, %d/%d points known]%s",
+            progress.blocks, progress.of_blocks, progress.points, progress.of_points, left,
         )  # fmt: skip
 
 

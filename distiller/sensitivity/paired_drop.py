@@ -29,7 +29,7 @@ from scipy.special import ndtri
 
 from distiller.errors import UsageError
 
-__all__ = ["LOOK_ALPHA", "Judgement", "StopRule", "drop_interval", "is_known", "looks"]
+__all__ = ["LOOK_ALPHA", "Judgement", "StopRule", "check_error", "drop_interval", "is_known", "looks"]
 
 LOOK_ALPHA = 0.03
 """One minus the confidence of the interval of each look."""
@@ -60,6 +60,19 @@ class Judgement(NamedTuple):
     known: Booleans
 
 
+def check_error(error: float) -> None:
+    """Refuse an error that no drop can be known to.
+
+    Raises:
+        UsageError: it is not above 0 and below 100 percentage points.
+    """
+    if not 0 < error < 100:
+        raise UsageError(
+            f"--sense-error: must be above 0 and below 100 percentage points, got {error:g}; "
+            "0.5 is a usual value, without the flag every image is looked at"
+        )
+
+
 @dataclass(frozen=True)
 class StopRule:
     """Says after each look which points are known.
@@ -82,11 +95,7 @@ class StopRule:
     looks: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        if not 0 < self.error < 100:
-            raise UsageError(
-                f"--sense-error: must be above 0 and below 100 percentage points, got {self.error:g}; "
-                "0.5 is a usual value, without the flag every image is looked at"
-            )
+        check_error(self.error)
         object.__setattr__(self, "looks", looks(self.total, self.block))
 
     def judge(self, n: int, lost: ArrayLike, won: ArrayLike) -> Judgement:

@@ -243,6 +243,19 @@ def test_a_file_that_does_not_say_its_axis_needs_it_told(flags, open_run, tmp_pa
     assert "nothing tells whether it is of this model's weights" in caplog.text
 
 
+def test_a_file_that_is_none_or_empty_names_the_flag_and_a_remedy(flags, open_run, tmp_path):
+    assert refused(flags, open_run, "--max-drop 1", tmp_path / "none", SensitivityError) == (
+        f"--recommend: {tmp_path / 'none'}: cannot be read, No such file or directory; "
+        "give the run folder of a sweep, or its CSV file"
+    )
+    empty = tmp_path / "empty.csv"
+    empty.write_text("parameter,sparsity,top1,top5,loss\n")
+    for command in ("--max-drop 1", "--max-drop 1 --recommend-axis element"):
+        assert refused(flags, open_run, command, empty) == (
+            f"--recommend {empty}: there is no point in it; give a finished sweep"
+        )
+
+
 def test_of_several_axes_one_has_to_be_named(flags, open_run, element):
     with (element / "sensitivity.csv").open("a") as file:
         file.write("fc1.weight,0.5,80.0,100.0,0.7,channel,0.5,,,,,,\n")
