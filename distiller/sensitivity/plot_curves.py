@@ -17,6 +17,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from distiller.sensitivity.curves import SensitivityPoint
@@ -87,7 +88,7 @@ def draw_curves(
             axes.plot(curve.level, curve.score, color=_BEHIND, linewidth=0.8, zorder=1)
         for curve in mine:
             _draw(axes, curve)
-        _dress(axes, mine, dense, metric)
+        _dress(axes, mine, dense, metric, has_others=panels > 1)
     _set_levels(grid[0], [point.level for points in curves.values() for point in points], scale)
     figure.supxlabel(scale.label)
     figure.supylabel(metric.label)
@@ -131,7 +132,9 @@ def _draw(axes: Axes, curve: _Curve) -> None:
         )
 
 
-def _dress(axes: Axes, curves: Sequence[_Curve], dense: float | None, metric: Metric) -> None:
+def _dress(
+    axes: Axes, curves: Sequence[_Curve], dense: float | None, metric: Metric, *, has_others: bool
+) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if dense is not None:
         line = axes.axhline(dense, color=_DENSE_COLOUR, linewidth=1.0, linestyle=(0, (1, 1)), zorder=2)
@@ -140,6 +143,9 @@ def _dress(axes: Axes, curves: Sequence[_Curve], dense: float | None, metric: Me
     if any(curve.has_band for curve in curves):
         handles.append(Patch(color="0.5", alpha=2 * _BAND, linewidth=0))
         labels.append("95 % interval")
+    if has_others:
+        handles.append(Line2D([], [], color=_BEHIND, linewidth=0.8))
+        labels.append("in other panels")
     axes.legend(
         handles, labels, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, handlelength=3.2
     )
