@@ -2,15 +2,15 @@
 
 The plain loop evaluates the whole network for every weight and level (22 weights x 20 levels on ResNet-20),
 images in memory, in inference mode, on all threads, at the batch size that is the fastest for it, and with
-the memory settings of the engine's processes, of which there is one for each thread. They take turns, block
-by block; that every count agrees is checked.
+glibc's memory settings of the engine's processes, of which there is one for each thread. They take turns, a
+few blocks each; that every count agrees is checked.
 
     python benchmarks/sensitivity.py            # ResNet-20 on 1,000 images, VGG-16 and ResNet-18 on fewer
     python benchmarks/sensitivity.py --full     # ResNet-20 on all 10,000, and statistical mode: over an hour
     python benchmarks/sensitivity.py --quick    # ResNet-20, fewer weights and images, without --sense-fast
 
 ResNet-20 is the one of `make results-schedules`, on the test images of Fashion-MNIST; where there is none,
-and of the other networks, weights are random. Ratios are medians over the blocks. Tracing the network,
+and of the other networks, weights are random. Ratios are medians over the turns. Tracing the network,
 choosing how it is run and starting the processes are left out of these, and counted in "whole run". What
 `--sense-fast` gives is beside, without a bar, on the 1,000 images.
 
@@ -61,6 +61,8 @@ ERROR = 0.5
 _ORDERS = 200
 _PLAIN_BATCHES = (64, 128, 256)
 _DENSE = -1
+_BLOCKS_AT_ONCE = 2
+"""That each process has in one turn: who is ready first takes the next one, as in a sweep."""
 _LOSS = 1e-5
 
 
@@ -190,10 +192,8 @@ def compare(
     weight in so many."""
     units = AXES[axis].units(work.model, ["*"], levels, AxisContext(dummy_input=work.images[:1]))
     units = [unit for unit in units if unit.levels][::every]
-    batch = fastest_batch(work)
-    rounds = list(
-        zip(work.images.split(jobs * work.block), work.labels.split(jobs * work.block), strict=True)
-    )
+    batch, together = fastest_batch(work), _BLOCKS_AT_ONCE * jobs * work.block
+    rounds = list(zip(work.images.split(together), work.labels.split(together), strict=True))
     times: dict[str, list[float]] = {"plain": []}
     right: dict[Place, list[Tensor]] = {}
     flipped = 0
@@ -225,7 +225,7 @@ def compare(
             for place, evaluated in plain.items():
                 right.setdefault(place, []).append(evaluated.is_right)
             seconds = ", ".join(f"{side} {values[-1]:.2f} s" for side, values in times.items())
-            print(f"{work.name}, {axis}, block {number} of {len(rounds)}: {seconds}", flush=True)
+            print(f"{work.name}, {axis}, turn {number} of {len(rounds)}: {seconds}", flush=True)
         peaks = [_peak_memory(child.pid) for child in multiprocessing.active_children()]
     ratios = {
         side: statistics.median(p / own for p, own in zip(times["plain"], times[side], strict=True))
@@ -362,13 +362,13 @@ def main() -> None:
     keep_freed_memory()  # as the engine's processes do
     levels = [round(0.05 * i, 2) for i in range(20)]
     work = resnet20(
-        count=192 if args.quick else 10_000 if args.full else 1_000, block=48 if args.quick else 125
+        count=256 if args.quick else 10_000 if args.full else 1_000, block=32 if args.quick else 50
     )
     figures: dict[str, float] = {}
     bars = {f"resnet20, {axis}": ("at least", bar) for axis, bar in BARS.items()}
     for axis in BARS:
         with_fast = not (args.quick or args.full)
-        found = compare(work, axis, levels, jobs, with_fast=with_fast, every=5 if args.quick else 1)
+        found = compare(work, axis, levels, jobs, with_fast=with_fast, every=7 if args.quick else 1)
         figures |= found.figures
         if args.full:
             figures |= statistical(work, axis, levels, jobs, found)

@@ -103,6 +103,9 @@ def layer_outputs(call: LayerCall, weights: Sequence[Tensor], *, in_parts: bool)
 
 def _zeroed(dense: Tensor, weight: Tensor, dim: int) -> Tensor | None:
     """Which slices along `dim` are zero, (n,) of bool; None when another one is not dense."""
+    first, dense_first = weight.select(dim, 0), dense.select(dim, 0)
+    if not torch.equal(first, dense_first) and bool(first.any()):
+        return None  # as with most that are not meant to have zero slices: soon told
     is_dense = (weight == dense).movedim(dim, 0).flatten(1).all(1)
     is_zero = (weight == 0).movedim(dim, 0).flatten(1).all(1)
     return is_zero if bool((is_dense | is_zero).all()) else None

@@ -47,7 +47,7 @@ class Step:
     Attributes:
         index: its place; the results of steps go by it.
         target: what is called.
-        args: its arguments; a `Value` where another's result stands, nested in lists and tuples too.
+        args: its arguments; a `Value` where another's result stands, nested in lists too. Tuples have none.
         kwargs: alike.
         reads: the steps whose results it reads, each once; sources of the program count as steps.
         kind: the name of the aten operation.
@@ -66,9 +66,8 @@ class Step:
 
     def run(self, value: Callable[[int], Any]) -> Any:
         """Its result, given what the results of others are."""
-        return self.target(
-            *_filled(self.args, value), **{k: _filled(v, value) for k, v in self.kwargs.items()}
-        )
+        args = [_filled(arg, value) for arg in self.args]
+        return self.target(*args, **{k: _filled(v, value) for k, v in self.kwargs.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +224,8 @@ class _Reader:
         if isinstance(arg, fx.Node):
             return Value(self._index[arg])
         if isinstance(arg, (list, tuple)):
-            return type(arg)(self._argument(item) for item in arg)
+            items = [self._argument(item) for item in arg]
+            return items if any(isinstance(item, (Value, list)) for item in items) else tuple(items)
         return arg
 
     def _module(self, node: fx.Node) -> str:
@@ -234,11 +234,10 @@ class _Reader:
 
 
 def _filled(arg: Any, value: Callable[[int], Any]) -> Any:
-    if isinstance(arg, Value):
+    kind = type(arg)
+    if kind is Value:
         return value(arg.index)
-    if isinstance(arg, (list, tuple)):
-        return type(arg)(_filled(item, value) for item in arg)
-    return arg
+    return [_filled(item, value) for item in arg] if kind is list else arg
 
 
 def _size(expression: Any, symbol: Any) -> Callable[[int], int]:

@@ -280,7 +280,8 @@ class Rerun:
         if over is not None and over in results:
             if step.kind == "relu":
                 return results[over].relu_()
-            return results[over].add_(read(step.args[1].index))
+            other = next(arg.index for arg in step.args if arg.index != over)
+            return results[over].add_(read(other))
         return step.run(read)
 
     @cached_property
@@ -306,24 +307,36 @@ class Rerun:
         own = {step.index: step for step in self.steps}
         found = {}
         for step in self.steps:
-            if not step.args or not isinstance(step.args[0], Value) or step.index in self._spots:
+            if step.index in self._spots:
                 continue
-            first = own.get(step.args[0].index)
-            if first is None or first.index not in self._last_reads.get(step.index, ()):
+            if step.kind == "relu":
+                candidates = step.args[:1]
+            elif self._is_sum_of_two(step):
+                candidates = step.args  # the sum is the same to the bit either way
+            else:
                 continue
-            if not self._owns_memory(first, own):
-                continue
-            is_sum = (
-                step.kind == "add"
-                and len(step.args) == 2
-                and not step.kwargs
-                and isinstance(step.args[1], Value)
-                and step.args[1] != step.args[0]
-                and self._shape(step.args[1].index) == first.shape == step.shape
-            )
-            if is_sum or step.kind == "relu":
-                found[step.index] = first.index
+            for arg in candidates:
+                result = own.get(arg.index) if isinstance(arg, Value) else None
+                if (
+                    result is not None
+                    and result.index in self._last_reads.get(step.index, ())
+                    and self._owns_memory(result, own)
+                ):
+                    found[step.index] = result.index
+                    break
         return found
+
+    def _is_sum_of_two(self, step: Step) -> bool:
+        """Whether it is a sum of two results of its own shape."""
+        if step.kind != "add" or len(step.args) != 2 or step.kwargs:
+            return False
+        first, second = step.args
+        return (
+            isinstance(first, Value)
+            and isinstance(second, Value)
+            and first != second
+            and self._shape(first.index) == self._shape(second.index) == step.shape
+        )
 
     def _owns_memory(self, step: Step, own: Mapping[int, Step]) -> bool:
         if step.kind == "getitem":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import os
 import pickle
 import signal
 import sys
@@ -36,6 +37,7 @@ _PATIENCE = 5.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt."""
 _KEPT_BYTES, _LARGEST_KEPT = 2**30, 2**25
+_TUNABLES, _HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ class _OtherProcesses:
         threads = max(1, torch.get_num_threads() // jobs)
         self._workers: dict[Connection, SpawnProcess] = {}
         try:
-            with _uninterrupted():
+            with _uninterrupted(), _with_huge_pages():
                 for _ in range(jobs):
                     ours, theirs = context.Pipe()
                     worker = context.Process(target=_work, args=(theirs, threads), daemon=True)
@@ -220,6 +222,22 @@ def _uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _with_huge_pages() -> Iterator[None]:
+    """Let processes that are started meanwhile ask for huge pages, where the C library is glibc: without them
+    a large tensor has a thousand pages, and looking these up takes its time."""
+    before = os.environ.get(_TUNABLES)
+    if before is None or _HUGE_PAGES not in before:
+        os.environ[_TUNABLES] = f"{before}:{_HUGE_PAGES}=1" if before else f"{_HUGE_PAGES}=1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_TUNABLES]
+        else:
+            os.environ[_TUNABLES] = before
 
 
 def _work(tasks: Connection, threads: int) -> None:

@@ -21,7 +21,7 @@ from distiller.replay.program import unbatched
 from distiller.sensitivity.block_engine import TOLERANCE, EngineSettings, Lane
 from distiller.sensitivity.units import Unit
 
-_CHUNK_BYTES = 2**22
+_CHUNK_BYTES = 2**23
 """Of the largest result for a chunk: about what stays in a cache."""
 _GOOD_CHUNK, _LARGEST_CHUNK_BYTES = 64, 2**25
 """With fewer images than this laying out the weights takes its time: larger results are taken for it."""
@@ -73,7 +73,7 @@ def choose_settings(
         if difference <= TOLERANCE / 4:
             if fault := _influence(model, program, channels_last, images):
                 break
-            chunk = program.batch or min(len(images), _good_chunk(image_bytes(program)))
+            chunk = program.batch or _evenly(len(images), _good_chunk(image_bytes(program)))
             settings = EngineSettings(chunk, channels_last)
             if fast:
                 settings = replace(settings, bfloat16=_is_faster(model, program, settings, images))
@@ -106,6 +106,11 @@ def _good_chunk(bytes_of_image: int) -> int:
     """Images, for the bytes of the largest result for one."""
     in_cache, in_memory = (limit // bytes_of_image for limit in (_CHUNK_BYTES, _LARGEST_CHUNK_BYTES))
     return max(_SMALLEST_CHUNK, in_cache, min(_GOOD_CHUNK, in_memory))
+
+
+def _evenly(images: int, most: int) -> int:
+    """The size of parts of no more than `most`, as few and as equal as can be."""
+    return -(-images // -(-images // most))
 
 
 def _has_images(program: Program) -> bool:

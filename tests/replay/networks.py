@@ -47,6 +47,24 @@ class Residual(nn.Module):
         return self.fc(self.dropout(F.relu(y).mean((2, 3))))
 
 
+class Skipping(nn.Module):
+    """Sums of an old result and a new one, which somebody reads again, or nobody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 6, 3, padding=1)
+        self.conv1 = nn.Conv2d(6, 6, 3, padding=1)
+        self.conv2 = nn.Conv2d(6, 6, 3, padding=1)
+        self.fc = nn.Linear(6, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        y = self.conv1(x)
+        z = F.relu(x + y)
+        z = F.relu(y + self.conv2(z))
+        return self.fc((x + z).mean((2, 3)))
+
+
 class Mixing(nn.Module):
     """A batch norm without running statistics: what an image is answered depends on the others beside it."""
 
@@ -127,7 +145,9 @@ class Attention(nn.Module):
         return self.fc(self.block(x).mean(1))
 
 
-NETWORKS = {cls.__name__: cls for cls in (Plain, Residual, Mixing, Branches, Tied, FixedBatch, Attention)}
+NETWORKS = {
+    cls.__name__: cls for cls in (Plain, Residual, Skipping, Mixing, Branches, Tied, FixedBatch, Attention)
+}
 
 
 def make(name: str) -> nn.Module:

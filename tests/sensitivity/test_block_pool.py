@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,26 @@ def test_an_interruption_while_processes_start_ends_them_without_a_word_of_their
     assert process.returncode == -signal.SIGINT
     assert errors.count(b"Traceback") == 1
     assert errors.endswith(b"KeyboardInterrupt\n")
+
+
+@pytest.mark.parametrize(
+    "before, meanwhile",
+    [
+        (None, "glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.check=3", "glibc.malloc.check=3:glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+    ],
+)
+def test_processes_ask_for_huge_pages_unless_told_otherwise(monkeypatch, before, meanwhile):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if before is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", before)
+    seen = []
+    monkeypatch.setattr(SpawnProcess, "start", lambda self: seen.append(os.environ["GLIBC_TUNABLES"]))
+    monkeypatch.setattr(SpawnProcess, "terminate", lambda self: None)
+    monkeypatch.setattr(SpawnProcess, "join", lambda self, timeout=None: None)
+    monkeypatch.setattr(SpawnProcess, "exitcode", 0)
+    model = make("Plain")
+    BlockPool(model, units_of(model), SETTINGS, jobs=2).close()
+    assert seen == [meanwhile, meanwhile]
+    assert os.environ.get("GLIBC_TUNABLES") == before
