@@ -191,7 +191,7 @@ def compare(
     """The plain loop and the engine in turns, block by block; with `--sense-fast` beside if wanted, of one
     weight in so many."""
     units = AXES[axis].units(work.model, ["*"], levels, AxisContext(dummy_input=work.images[:1]))
-    units = [unit for unit in units if unit.levels][::every]
+    units = [unit for unit in units if unit.levels][every // 2 :: every]
     batch, together = fastest_batch(work), _BLOCKS_AT_ONCE * jobs * work.block
     rounds = list(zip(work.images.split(together), work.labels.split(together), strict=True))
     times: dict[str, list[float]] = {"plain": []}
@@ -362,13 +362,13 @@ def main() -> None:
     keep_freed_memory()  # as the engine's processes do
     levels = [round(0.05 * i, 2) for i in range(20)]
     work = resnet20(
-        count=256 if args.quick else 10_000 if args.full else 1_000, block=32 if args.quick else 50
+        count=64 if args.quick else 10_000 if args.full else 1_000, block=16 if args.quick else 50
     )
     figures: dict[str, float] = {}
     bars = {f"resnet20, {axis}": ("at least", bar) for axis, bar in BARS.items()}
     for axis in BARS:
         with_fast = not (args.quick or args.full)
-        found = compare(work, axis, levels, jobs, with_fast=with_fast, every=7 if args.quick else 1)
+        found = compare(work, axis, levels, jobs, with_fast=with_fast, every=2 if args.quick else 1)
         figures |= found.figures
         if args.full:
             figures |= statistical(work, axis, levels, jobs, found)
