@@ -188,8 +188,7 @@ def compare(
     with_fast: bool = True,
     every: int = 1,
 ) -> Comparison:
-    """The plain loop and the engine in turns, block by block; with `--sense-fast` beside if wanted, of one
-    weight in so many."""
+    """The plain loop and the engine in turns, of one weight in so many; if wanted with `--sense-fast`."""
     units = AXES[axis].units(work.model, ["*"], levels, AxisContext(dummy_input=work.images[:1]))
     units = [unit for unit in units if unit.levels][every // 2 :: every]
     batch, together = fastest_batch(work), _BLOCKS_AT_ONCE * jobs * work.block
@@ -199,12 +198,13 @@ def compare(
     flipped = 0
     begin = time.perf_counter()
     with evaluating(work.model):
-        program, reason = traced_program(work.model, rounds[0][0])
+        first = work.images[: work.block]
+        program, reason = traced_program(work.model, first)
         assert program is not None, reason
-        settings = {"engine": choose_settings(work.model, program, units, rounds[0][0])}
+        settings = {"engine": choose_settings(work.model, program, units, first)}
         preparing = time.perf_counter() - begin
         if with_fast:
-            settings["fast"] = choose_settings(work.model, program, units, rounds[0][0], fast=True)
+            settings["fast"] = choose_settings(work.model, program, units, first, fast=True)
     with ExitStack() as stack:
         begin = time.perf_counter()
         pools = {
@@ -362,7 +362,7 @@ def main() -> None:
     keep_freed_memory()  # as the engine's processes do
     levels = [round(0.05 * i, 2) for i in range(20)]
     work = resnet20(
-        count=64 if args.quick else 10_000 if args.full else 1_000, block=16 if args.quick else 50
+        count=64 if args.quick else 10_000 if args.full else 1_000, block=32 if args.quick else 50
     )
     figures: dict[str, float] = {}
     bars = {f"resnet20, {axis}": ("at least", bar) for axis, bar in BARS.items()}

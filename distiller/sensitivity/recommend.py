@@ -229,7 +229,7 @@ class _Widths:
                 by_width.setdefault(len(own) - 1 - index if cost is None else option.units, index)
         self._most = sum(own[-1].removed for own in options.values())
         self._cost = cost or WidthCost(sizes=self._valued(lambda _, own, i: own[-1].removed - own[i].removed))
-        self.stays = (
+        self._stays = (
             self._most if cost is None else cost.of({name: max(w) for name, w in self._by_width.items()})
         )
         """Of the dense network, counted alike."""
@@ -248,7 +248,7 @@ class _Widths:
         harms = self._valued(
             lambda name, own, i: own[i].harm.drop + _TIES * shares[name][i] + _SPARED * own[i].removed / most
         )
-        return self._levels(choose_widths(harms, self._cost, self.stays - needed))
+        return self._levels(choose_widths(harms, self._cost, self._stays - needed))
 
     def _valued(self, value: Callable[[str, Sequence[Option], int], T]) -> dict[str, dict[int, T]]:
         return {
