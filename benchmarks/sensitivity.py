@@ -362,7 +362,7 @@ def main() -> None:
     keep_freed_memory()  # as the engine's processes do
     levels = [round(0.05 * i, 2) for i in range(20)]
     work = resnet20(
-        count=64 if args.quick else 10_000 if args.full else 1_000, block=32 if args.quick else 50
+        count=64 if args.quick else 10_000 if args.full else 1_000, block=16 if args.quick else 50
     )
     figures: dict[str, float] = {}
     bars = {f"resnet20, {axis}": ("at least", bar) for axis, bar in BARS.items()}
