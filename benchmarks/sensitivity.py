@@ -285,12 +285,12 @@ def statistical(
     points = [point for point in found if point.level != AXES[axis].dense_level]
     looked = statistics.mean(point.n for point in points)  # type: ignore[type-var]
     open_points = [point for point in points if point.n < count]  # type: ignore[operator]
-    covered = sum(
-        point.top1_low
-        <= 100 * float(exact.is_right[point.parameter, point.level].sum()) / count
-        <= point.top1_high  # type: ignore[operator]
-        for point in open_points
-    )
+    covered = 0
+    for point in open_points:
+        top1 = 100 * float(exact.is_right[point.parameter, point.level].sum()) / count
+        assert point.top1_low is not None
+        assert point.top1_high is not None
+        covered += point.top1_low <= top1 <= point.top1_high
     print(
         f"{work.name}, {axis}, statistical at {ERROR}: {looked:.0f} of {count} images on average; of "
         f"{len(points)} points {len(open_points)} took fewer than all, {covered} of their intervals cover"
