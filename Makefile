@@ -11,6 +11,7 @@ PY = $(VENV)/bin/python
 RUN = $(PY) compress_classifier.py
 DEMO = logs/demo
 READY = $(VENV)/.ready-$(shell cat requirements.txt requirements-dev.txt | cksum | cut -d' ' -f1)
+BENCHMARK_PARTS = benchmarks/side_by_side.py benchmarks/plain_sweep.py
 
 .PHONY: setup demo results results-schedules test test-slow check format readme reference bench clean
 
@@ -94,7 +95,7 @@ results-schedules: setup
 	$(PY) -m docs.measure_schedules
 
 bench: setup
-	@for benchmark in $(filter-out benchmarks/side_by_side.py,$(wildcard benchmarks/*.py)); do echo "== $$benchmark --quick"; $(PY) $$benchmark --quick || exit 1; done
+	@for benchmark in $(filter-out $(BENCHMARK_PARTS),$(wildcard benchmarks/*.py)); do echo "== $$benchmark --quick"; $(PY) $$benchmark --quick || exit 1; done
 
 clean:
 	rm -rf .venv logs .pytest_cache .ruff_cache .hypothesis

@@ -22,34 +22,38 @@ order alone all points would miss together.
 from __future__ import annotations
 
 import argparse
-import itertools
 import multiprocessing
 import resource
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.plain_sweep import (
+    DENSE,
+    Evaluated,
+    Workload,
+    fastest_batch,
+    plain_loop,
+    random_weights,
+    resnet20,
+)
 from benchmarks.side_by_side import finish
-from distiller.apputils.datasets import decode_dataset
 from distiller.evaluation_mode import evaluating
-from distiller.models import create_model
-from distiller.replay import applied
 from distiller.sensitivity import AxisRequest, TensorBlocks, random_order, sensitivity_sweep
 from distiller.sensitivity.axes import AXES, AxisContext
-from distiller.sensitivity.block_engine import BlockScores, Place
+from distiller.sensitivity.block_engine import BlockScores, EngineSettings, Place
 from distiller.sensitivity.block_pool import BlockPool, BlockTask, keep_freed_memory
-from distiller.sensitivity.decisions import Tally, right_answers
+from distiller.sensitivity.decisions import Tally
 from distiller.sensitivity.paired_drop import StopRule
 from distiller.sensitivity.tuning import choose_settings, traced_program
 from distiller.sensitivity.units import Unit
@@ -59,143 +63,106 @@ BARS = {"element": 3.0, "filter": 3.5}
 STATISTICAL_BAR, COVERAGE_BAR = 10.0, 95.0
 ERROR = 0.5
 _ORDERS = 200
-_PLAIN_BATCHES = (64, 128, 256)
-_DENSE = -1
 _BLOCKS_AT_ONCE = 2
 """That each process has in one turn: who is ready first takes the next one, as in a sweep."""
 _LOSS = 1e-5
 
 
-@dataclass(frozen=True)
-class Workload:
-    """A network and its images.
-
-    Attributes:
-        name: what figures call it.
-        model: in evaluation mode.
-        images: (n, C, H, W).
-        labels: (n,).
-        block: images of a block.
-    """
-
-    name: str
-    model: nn.Module
-    images: Tensor
-    labels: Tensor
-    block: int
-
-
-def resnet20(count: int, block: int) -> Workload:
-    """ResNet-20, trained if there is a checkpoint, on Fashion-MNIST."""
-    model = create_model(False, "fashion-mnist", "resnet20_cifar", parallel=False).eval()
-    logs = Path(__file__).resolve().parents[1] / "logs" / "results" / "resnet20_cifar_fashion_mnist" / "dense"
-    found = sorted(logs.glob("*/dense_checkpoint.pth.tar"))
-    if found:
-        model.load_state_dict(torch.load(found[-1], weights_only=True)["state_dict"])
-    print(f"resnet20: {'trained' if found else 'random weights: there is no checkpoint of it'}")
-    decoded = decode_dataset("fashion-mnist", None, test_only=True)
-    facts = decoded.facts
-    pixels = decoded.test.images.float().div(255)  # type: ignore[union-attr]
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (facts.mean, facts.std))
-    images = (pixels - mean) / std
-    return Workload("resnet20", model, images[:count], decoded.test.labels[:count], block)  # type: ignore[union-attr]
-
-
-def random_weights(name: str, dataset: str, arch: str, size: int, count: int) -> Workload:
-    """A network with random weights on random images, whose labels are what it answers."""
-    torch.manual_seed(0)
-    model = create_model(False, dataset, arch, parallel=False)
-    images = torch.randn(count, 3, size, size)
-    with torch.no_grad():
-        model(images[:64])  # batch norms that have seen something
-        labels = torch.cat([model.eval()(part) for part in images.split(64)]).argmax(1)
-    return Workload(name, model, images, labels, 64)
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """One point.
-
-    Attributes:
-        tally: its counts.
-        is_right: which images it gets right, (n,).
-    """
-
-    tally: Tally
-    is_right: Tensor
-
-
-def plain_loop(
-    work: Workload, units: Sequence[Unit], images: Tensor, labels: Tensor, batch: int
-) -> dict[Place, Evaluated]:
-    """A full evaluation for every point, as plain loops do: level 0 of every weight too, at place -1."""
-    found = {}
-    with evaluating(work.model), torch.inference_mode():
-        for place, unit in enumerate(units):
-            found[place, _DENSE] = _evaluated(work.model, images, labels, batch)
-            for level, value in enumerate(unit.levels):
-                with applied(work.model, unit.make(value)):
-                    found[place, level] = _evaluated(work.model, images, labels, batch)
-    return found
-
-
-def _evaluated(model: nn.Module, images: Tensor, labels: Tensor, batch: int) -> Evaluated:
-    tally, is_right = Tally(0, 0, 0, 0.0), []
-    for x, y in zip(images.split(batch), labels.split(batch), strict=True):
-        logits = model(x)
-        tally += Tally.of(logits, y)
-        is_right.append(right_answers(logits, y))
-    return Evaluated(tally, torch.cat(is_right))
-
-
-def fastest_batch(work: Workload) -> int:
-    """Of the plain loop."""
-    times = {}
-    with evaluating(work.model), torch.inference_mode():
-        for batch in _PLAIN_BATCHES:
-            rounds = []
-            for _ in range(4):
-                begin = time.perf_counter()
-                _evaluated(work.model, work.images[:256], work.labels[:256], batch)
-                rounds.append(time.perf_counter() - begin)
-            times[batch] = min(rounds)
-    return min(times, key=times.__getitem__)
-
-
-@dataclass(frozen=True)
 class Comparison:
     """Of one axis.
 
     Attributes:
-        figures: ratios, by name.
-        plain_seconds: of the plain loop, for all images.
-        is_right: which images the plain loop gets right, by (weight, level); (n,) each.
-        dense_is_right: likewise without any change.
+        name: of network and axis.
+        units: of the axis.
+        times: seconds of each turn, by side.
+        right: which images the plain loop gets right, by place; (n,) for each turn.
+        flipped: decisions of the dense network that `--sense-fast` makes otherwise.
     """
 
-    figures: dict[str, float]
-    plain_seconds: float
-    is_right: dict[tuple[str, float], Tensor]
-    dense_is_right: Tensor
+    def __init__(self, name: str, units: Sequence[Unit]) -> None:
+        self.name = name
+        self.units = units
+        self.times: dict[str, list[float]] = {}
+        self.right: dict[Place, list[Tensor]] = {}
+        self.flipped = 0
+
+    def timed(self, side: str, run: Callable[..., T], *arguments: Any) -> T:
+        """What `run` gives, in one turn of that side."""
+        begin = time.perf_counter()
+        result = run(*arguments)
+        self.times.setdefault(side, []).append(time.perf_counter() - begin)
+        return result
+
+    @property
+    def plain_seconds(self) -> float:
+        """Of the plain loop, for all images."""
+        return sum(self.times["plain"])
+
+    @property
+    def dense_is_right(self) -> Tensor:
+        """Which images the network gets right as it is, (n,)."""
+        return torch.cat(self.right[0, DENSE])
+
+    def is_right(self) -> dict[tuple[str, float], Tensor]:
+        """Which images each other point gets right, by (weight, level); (n,)."""
+        return {
+            (self.units[place].parameter, self.units[place].levels[level]): torch.cat(parts)
+            for (place, level), parts in self.right.items()
+            if level != DENSE
+        }
+
+    def figures(self, settings: Mapping[str, EngineSettings], preparing: float) -> dict[str, float]:
+        """Ratios by name, which are printed; with what making ready has taken, in seconds."""
+        ratios = {
+            side: statistics.median(
+                p / own for p, own in zip(self.times["plain"], self.times[side], strict=True)
+            )
+            for side in settings
+        }
+        exact = settings["engine"]
+        chunk = f"chunk {exact.chunk}{', channels last' if exact.channels_last else ''}"
+        size = f"{len(self.units)} weights, {len(self.units[0].levels) + 1} levels"
+        print(
+            f"{self.name}: {size}, {len(self.dense_is_right)} images; every count agrees. "
+            f"Plain / engine ({chunk}): {ratios['engine']:.2f}"
+        )
+        figures = {
+            self.name: ratios["engine"],
+            f"{self.name}, whole run": self.plain_seconds / (preparing + sum(self.times["engine"])),
+        }
+        if "fast" in settings:
+            flipped = f"{self.flipped} dense decisions flipped"
+            kind = "bfloat16" if settings["fast"].bfloat16 else "no bfloat16 here"
+            print(f"{self.name}: plain / fast ({kind}): {ratios['fast']:.2f}; {flipped}")
+            figures |= {
+                f"{self.name}, fast": ratios["fast"],
+                f"{self.name}, fast, dense decisions flipped": self.flipped,
+            }
+        return figures
 
 
 def compare(
-    work: Workload,
-    axis: str,
-    levels: Sequence[float],
-    jobs: int,
-    *,
-    with_fast: bool = True,
-    every: int = 1,
-) -> Comparison:
-    """The plain loop and the engine in turns, of one weight in so many; if wanted with `--sense-fast`."""
-    units = AXES[axis].units(work.model, ["*"], levels, AxisContext(dummy_input=work.images[:1]))
-    units = [unit for unit in units if unit.levels][every // 2 :: every]
+    work: Workload, levels: Sequence[float], jobs: int, *, with_fast: bool = True, every: int = 1
+) -> tuple[dict[str, Comparison], dict[str, float]]:
+    """Plain loop and engine in turns, for one weight in so many; if wanted with `--sense-fast`.
+
+    Both axes have the same processes, and one after the other is run.
+
+    Returns:
+        By axis, and all figures.
+    """
+    context = AxisContext(dummy_input=work.images[:1])
+    by_axis = {
+        axis: [unit for unit in AXES[axis].units(work.model, ["*"], levels, context) if unit.levels]
+        for axis in BARS
+    }
+    found = {
+        axis: Comparison(f"{work.name}, {axis}", own[every // 2 :: every]) for axis, own in by_axis.items()
+    }
+    units = [unit for comparison in found.values() for unit in comparison.units]
     batch, together = fastest_batch(work), _BLOCKS_AT_ONCE * jobs * work.block
+    print(f"{work.name}: the plain loop has batches of {batch}, {jobs} processes blocks of {work.block}")
     rounds = list(zip(work.images.split(together), work.labels.split(together), strict=True))
-    times: dict[str, list[float]] = {"plain": []}
-    right: dict[Place, list[Tensor]] = {}
-    flipped = 0
     begin = time.perf_counter()
     with evaluating(work.model):
         first = work.images[: work.block]
@@ -212,50 +179,31 @@ def compare(
             for side, setting in settings.items()
         }
         for pool in pools.values():
-            _run(pool, *rounds[0], work.block, active=set())
-        starting = (time.perf_counter() - begin) / len(pools)
-        for number, (images, labels) in enumerate(rounds, start=1):
-            plain = _timed(times["plain"], plain_loop, work, units, images, labels, batch)
-            for side, pool in pools.items():
-                found = _timed(times.setdefault(side, []), _run, pool, images, labels, work.block)
-                if side == "engine":
-                    _check(plain, found, work.name, axis)
-                else:
-                    flipped += sum(scores.flipped for scores in found)
-            for place, evaluated in plain.items():
-                right.setdefault(place, []).append(evaluated.is_right)
-            seconds = ", ".join(f"{side} {values[-1]:.2f} s" for side, values in times.items())
-            print(f"{work.name}, {axis}, turn {number} of {len(rounds)}: {seconds}", flush=True)
+            _run(pool, *rounds[0], work.block, set())
+        preparing += (time.perf_counter() - begin) / len(pools)
+        for turn, (images, labels) in enumerate(rounds, start=1):
+            before = 0
+            for axis, own in found.items():
+                plain = own.timed("plain", plain_loop, work, own.units, images, labels, batch)
+                wanted = {(before + at, level): (at, level) for at, level in plain if level != DENSE}
+                for side, pool in pools.items():
+                    parts = own.timed(side, _run, pool, images, labels, work.block, set(wanted))
+                    if side == "engine":
+                        _check(plain, parts, wanted, own.name)
+                    else:
+                        own.flipped += sum(scores.flipped for scores in parts)
+                for place, evaluated in plain.items():
+                    own.right.setdefault(place, []).append(evaluated.is_right)
+                before += len(own.units)
+                seconds = ", ".join(f"{side} {values[-1]:.2f} s" for side, values in own.times.items())
+                print(f"{work.name}, {axis}, turn {turn} of {len(rounds)}: {seconds}", flush=True)
         peaks = [_peak_memory(child.pid) for child in multiprocessing.active_children()]
-    ratios = {
-        side: statistics.median(p / own for p, own in zip(times["plain"], times[side], strict=True))
-        for side in pools
-    }
-    name, exact = f"{work.name}, {axis}", settings["engine"]
-    print(
-        f"{name}: {len(units)} weights, {len(units[0].levels) + 1} levels, {len(work.images)} images; every "
-        f"count agrees. Plain (batch {batch}) / engine (chunk {exact.chunk}"
-        f"{', channels last' if exact.channels_last else ''}): {ratios['engine']:.2f}"
-    )
-    total = sum(times["plain"])
-    figures = {
-        name: ratios["engine"],
-        f"{name}, whole run": total / (preparing + starting + sum(times["engine"])),
-    }
+    figures: dict[str, float] = {}
+    for own in found.values():
+        figures |= own.figures(settings, preparing)
     if peaks and all(peaks):  # with one process there is no other
-        figures[f"{name}, peak memory, one engine process, MB"] = max(peaks)
-    if with_fast:
-        print(
-            f"{name}: plain / fast ({'bfloat16' if settings['fast'].bfloat16 else 'no bfloat16 here'}): "
-            f"{ratios['fast']:.2f}; {flipped} dense decisions flipped"
-        )
-        figures |= {f"{name}, fast": ratios["fast"], f"{name}, fast, dense decisions flipped": flipped}
-    is_right = {
-        (units[place].parameter, units[place].levels[level]): torch.cat(parts)
-        for (place, level), parts in right.items()
-        if level != _DENSE
-    }
-    return Comparison(figures, total, is_right, torch.cat(right[0, _DENSE]))
+        figures[f"{work.name}, peak memory, one engine process, MB"] = max(peaks)
+    return found, figures
 
 
 def _peak_memory(process: int | None) -> float:
@@ -285,9 +233,9 @@ def statistical(
     points = [point for point in found if point.level != AXES[axis].dense_level]
     looked = statistics.mean(point.n for point in points)  # type: ignore[type-var]
     open_points = [point for point in points if point.n < count]  # type: ignore[operator]
-    covered = 0
+    covered, is_right = 0, exact.is_right()
     for point in open_points:
-        top1 = 100 * float(exact.is_right[point.parameter, point.level].sum()) / count
+        top1 = 100 * float(is_right[point.parameter, point.level].sum()) / count
         assert point.top1_low is not None
         assert point.top1_high is not None
         covered += point.top1_low <= top1 <= point.top1_high
@@ -305,7 +253,7 @@ def statistical(
 
 def coverage(exact: Comparison, block: int) -> float:
     """Of intervals of points that do not take all images, in percent, over many random orders of these."""
-    right = torch.stack(list(exact.is_right.values()))
+    right = torch.stack(list(exact.is_right().values()))
     lost, won = exact.dense_is_right & ~right, ~exact.dense_is_right & right
     count = right.shape[1]
     rule = StopRule(count, block, ERROR)
@@ -326,29 +274,26 @@ def coverage(exact: Comparison, block: int) -> float:
     return 100 * covered / told
 
 
-def _run(
-    pool: BlockPool, images: Tensor, labels: Tensor, size: int, active: set[Place] | None = None
-) -> list[BlockScores]:
+def _run(pool: BlockPool, images: Tensor, labels: Tensor, size: int, active: set[Place]) -> list[BlockScores]:
     parts = enumerate(zip(images.split(size), labels.split(size), strict=True))
     return [scores for _, scores in pool.run(BlockTask(i, x, y, active) for i, (x, y) in parts)]
 
 
-def _timed(times: list[float], run: Callable[..., T], *arguments: Any) -> T:
-    begin = time.perf_counter()
-    result = run(*arguments)
-    times.append(time.perf_counter() - begin)
-    return result
-
-
-def _check(plain: dict[Place, Evaluated], found: Sequence[BlockScores], name: str, axis: str) -> None:
-    for place, evaluated in plain.items():
-        expected = evaluated.tally
-        is_dense = place[1] == _DENSE
-        parts = (scores.dense if is_dense else scores.points[place] for scores in found)
-        own = sum(parts, Tally(0, 0, 0, 0.0))
-        same = (own.n, own.top1, own.top5) == (expected.n, expected.top1, expected.top5)
-        if not same or not abs(own.loss - expected.loss) / expected.n <= _LOSS:
-            sys.exit(f"{name}, {axis}, {place}: the engine says {own}, the plain loop {expected}")
+def _check(
+    plain: Mapping[Place, Evaluated],
+    found: Sequence[BlockScores],
+    places: Mapping[Place, Place],
+    name: str,
+) -> None:
+    """Leave where the engine's counts are others; `places` has the plain loop's place by the engine's."""
+    nothing = Tally(0, 0, 0, 0.0)
+    own = {at: sum((scores.points[place] for scores in found), nothing) for place, at in places.items()}
+    own |= {at: sum((scores.dense for scores in found), nothing) for at in plain if at[1] == DENSE}
+    for at, evaluated in plain.items():
+        expected, given = evaluated.tally, own[at]
+        same = (given.n, given.top1, given.top5) == (expected.n, expected.top1, expected.top5)
+        if not same or not abs(given.loss - expected.loss) / expected.n <= _LOSS:
+            sys.exit(f"{name}, {at}: the engine says {given}, the plain loop {expected}")
 
 
 def main() -> None:
@@ -362,26 +307,25 @@ def main() -> None:
     keep_freed_memory()  # as the engine's processes do
     levels = [round(0.05 * i, 2) for i in range(20)]
     work = resnet20(
-        count=64 if args.quick else 10_000 if args.full else 1_000, block=16 if args.quick else 50
+        count=96 if args.quick else 10_000 if args.full else 1_000, block=16 if args.quick else 50
     )
     figures: dict[str, float] = {}
     bars = {f"resnet20, {axis}": ("at least", bar) for axis, bar in BARS.items()}
-    for axis in BARS:
-        with_fast = not (args.quick or args.full)
-        found = compare(work, axis, levels, jobs, with_fast=with_fast, every=2 if args.quick else 1)
-        figures |= found.figures
-        if args.full:
-            figures |= statistical(work, axis, levels, jobs, found)
-            bars[f"resnet20, {axis}, statistical"] = ("at least", STATISTICAL_BAR)
-            name = f"resnet20, {axis}, intervals that cover in {_ORDERS} orders, percent"
-            bars[name] = ("at least", COVERAGE_BAR)
+    found, own = compare(
+        work, levels, jobs, with_fast=not (args.quick or args.full), every=2 if args.quick else 1
+    )
+    figures |= own
+    for axis, comparison in found.items() if args.full else ():
+        figures |= statistical(work, axis, levels, jobs, comparison)
+        bars[f"resnet20, {axis}, statistical"] = ("at least", STATISTICAL_BAR)
+        name = f"resnet20, {axis}, intervals that cover in {_ORDERS} orders, percent"
+        bars[name] = ("at least", COVERAGE_BAR)
     if not (args.quick or args.full):
-        others = [
+        for other in (
             random_weights("vgg16, 32x32", "cifar10", "vgg16_bn_cifar", 32, 256),
             random_weights("resnet18, 64x64", "imagenet", "resnet18", 64, 256),
-        ]
-        for other, axis in itertools.product(others, BARS):
-            figures |= compare(replace(other, block=64), axis, levels, jobs).figures
+        ):
+            figures |= compare(other, levels, jobs)[1]
     figures["peak memory, this process, MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     finish(figures, bars)
 

@@ -117,6 +117,8 @@ def measured_block(schedule: Shipped) -> str:
     if dense is None:
         lines.append(f"#   {_accuracy(measured)}")
         return "\n".join(lines) + "\n"
+    if (exits := card.get("early_exit")) is not None:
+        return "\n".join([*lines, *_exit_lines(dense, exits)]) + "\n"
     entries = card.get("structures", [])
     is_thinned, is_factored = card.get("is_thinned", False), card.get("is_factored", False)
     is_quantized = any("quantizer" in policy for policy in schedule.data["policies"])
@@ -175,9 +177,16 @@ def index() -> str:
             measured, dense = card["measured"], _dense_figures(schedule.results, card)
             cells = [
                 "" if dense is None else f"{dense['top1_percent']:.2f} %",
-                f"{measured['top1_percent']:.2f} %",
+                f"{card.get('early_exit', measured)['top1_percent']:.2f} %",
                 f"{100 * measured['weight_sparsity']:.2f} %",
-                "; ".join([*_removed(card), *_packed(card), *_structure_totals(card.get("structures", []))]),
+                "; ".join(
+                    [
+                        *_removed(card),
+                        *_exits(card),
+                        *_packed(card),
+                        *_structure_totals(card.get("structures", [])),
+                    ]
+                ),
             ]
         elif "Measured (`make demo`" in schedule.header:
             cells[2] = "see its header"
@@ -215,6 +224,42 @@ def _smaller_lines(card: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _exit_lines(whole: Mapping[str, Any], exits: Mapping[str, Any]) -> list[str]:
+    """Accuracy of the last output and with early exits, who leaves where, and how much faster that is."""
+    leaving = ", ".join(
+        f"{100 * share:.2f} %{'' if at else ' leave'} at {layer}"
+        for at, (share, layer) in enumerate(zip(exits["shares"], exits["layers"], strict=False))
+    )
+    first = exits["latencies"][0]["whole"]
+    faster = (
+        f"{pair['whole']['median_s'] / pair['early_exit']['median_s']:.2f}x{'' if at else ' faster'} "
+        f"at batch {pair['whole']['batch_size']}"
+        for at, pair in enumerate(exits["latencies"])
+    )
+    return [
+        f"#   all of it  {_accuracy(whole)}",
+        f"#   with exits {_accuracy(exits)}",
+        f"#   {leaving}: {_share_of_macs(exits)}; measured in turns with all of it",
+        f"#   ({first['device']}, threads: {first['threads']}): {', '.join(faster)}",
+    ]
+
+
+def _exits(card: Mapping[str, Any]) -> list[str]:
+    if (exits := card.get("early_exit")) is None:
+        return []
+    batch = exits["latencies"][-1]
+    times = batch["whole"]["median_s"] / batch["early_exit"]["median_s"]
+    return [f"early exits: {_share_of_macs(exits)}, {times:.2f}x faster"]
+
+
+def _share_of_macs(exits: Mapping[str, Any]) -> str:
+    return f"{100 * exits['mean_macs'] / exits['whole_macs']:.1f} % of the MACs"
+
+
+def _gains(card: Mapping[str, Any]) -> list[str]:
+    return [*_removed(card), *_exits(card), *_packed(card), *_structure_totals(card.get("structures", []))]
+
+
 def _packed(card: Mapping[str, Any]) -> list[str]:
     return [f"packed {card['packed']['compression_rate']:.1f}x smaller"] if card.get("packed") else []
 
@@ -250,11 +295,16 @@ def _total(kind: str, entries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _dense_figures(results: Path, card: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Of the dense network: what the run knew of it, or the baseline's results; None for a baseline."""
+    """Of the dense network: what the run knew of it, or the baseline's results; None for a baseline.
+
+    Of one with early exits itself, when no image leaves early.
+    """
     if results.stem == "dense":
         return None
     if card["reference"] is not None:
         return card["reference"]
+    if "early_exit" in card:
+        return card["measured"]
     return json.loads((results.parent / "dense.json").read_text(encoding="utf-8"))["measured"]
 
 

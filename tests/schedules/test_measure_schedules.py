@@ -249,6 +249,38 @@ def test_of_a_thinned_network_the_header_and_the_index_say_what_is_gone_and_how_
     assert row.endswith("| 90.10 % | 89.50 % | 0.00 % | 2.00x fewer MACs, 1.50x faster |")
 
 
+def test_of_early_exits_the_header_and_the_index_say_who_leaves_and_what_that_saves(project):
+    measure(both(), shipped(), again=False)
+    half = both()[1]
+    whole, leaving = card(8950, 0.0)["measured"], card(8920, 0.0)["measured"]
+    latencies = [
+        {
+            "whole": {"batch_size": size, "threads": 1, "device": "cpu", "median_s": 3.0},
+            "early_exit": {"batch_size": size, "threads": 1, "device": "cpu", "median_s": seconds},
+        }
+        for size, seconds in ((1, 1.5), (64, 2.0))
+    ]
+    exits = {
+        **{key: leaving[key] for key in ("n", "top1_correct", "top1_percent", "top1_interval_95_percent")},
+        "layers": ["a.relu", "b.relu"],
+        "shares": [0.5, 0.25, 0.25],
+        "mean_macs": 3000.0,
+        "whole_macs": 6000.0,
+        "latencies": latencies,
+    }
+    results_of(half).write_text(
+        json.dumps({"measured": whole, "reference": None, "ratios": {}, "early_exit": exits})
+    )
+    assert measured_block(half).splitlines()[1:] == [
+        "#   all of it  8,950/10,000 = 89.50 %, 89.00 to 90.00 %",
+        "#   with exits 8,920/10,000 = 89.20 %, 88.70 to 89.70 %",
+        "#   50.00 % leave at a.relu, 25.00 % at b.relu: 50.0 % of the MACs; measured in turns with all of it",
+        "#   (cpu, threads: 1): 2.00x faster at batch 1, 1.50x at batch 64",
+    ]
+    row = schedule_headers.index().splitlines()[-1]
+    assert row.endswith("| 89.50 % | 89.20 % | 0.00 % | early exits: 50.0 % of the MACs, 1.50x faster |")
+
+
 def test_the_index_has_what_was_measured(project):
     assert "| not measured here |" in schedule_headers.index()
     measure(both(), shipped(), again=False)
