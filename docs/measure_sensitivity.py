@@ -152,9 +152,15 @@ def verdict(cards: Cards) -> str:
     """What came of it, in a sentence."""
     if any(len(cards[side]) < len(SEEDS) for side in SIDES):
         return "Not all seeds are measured."
-    recommended, uniform = (spread([top1(card) for card in cards[side]]).mean for side in SIDES)
-    better = "better" if recommended > uniform else "no better"
-    return f"Levels by the sweep train to a {better} accuracy: {recommended - uniform:+.2f} points."
+    pairs = zip(*(cards[side] for side in SIDES), strict=True)
+    gain = spread([top1(ours) - top1(theirs) for ours, theirs in pairs])
+    assert gain.half_width is not None
+    better = "a better" if gain.mean > 0 else "no better"
+    told = "" if abs(gain.mean) > gain.half_width else ", which these seeds do not tell from 0"
+    return (
+        f"Levels by the sweep train to {better} accuracy: {gain.mean:+.2f} +- {gain.half_width:.2f} points, "
+        f"seed by seed{told}."
+    )
 
 
 def _farthest(points: Sequence[SensitivityPoint], axis: str, name: str) -> str:

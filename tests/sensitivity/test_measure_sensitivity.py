@@ -34,9 +34,22 @@ def test_both_sides_are_told_whichever_way_they_fall():
     assert (
         "| 80 % in every layer | 93.00 +- 0.25 % | 9,290, 9,300, 9,310 | 80.00 %, 80.00 %, 80.00 % |" in text
     )
-    assert verdict(CARDS) == "Levels by the sweep train to a better accuracy: +0.20 points."
+    assert verdict(CARDS) == (
+        "Levels by the sweep train to a better accuracy: +0.20 +- 0.00 points, seed by seed."
+    )
     swapped = {"recommended": CARDS["uniform"], "uniform": CARDS["recommended"]}
-    assert verdict(swapped) == "Levels by the sweep train to a no better accuracy: -0.20 points."
+    assert verdict(swapped) == (
+        "Levels by the sweep train to no better accuracy: -0.20 +- 0.00 points, seed by seed."
+    )
+
+
+def test_a_difference_within_its_interval_is_not_told_from_none():
+    # Differences 0.3, 0.1 and -0.1 points: mean 0.1, standard error 0.2 / sqrt(3), Student's t 4.303.
+    noisy = {**CARDS, "recommended": [card(9320), card(9310), card(9300)]}
+    assert verdict(noisy) == (
+        "Levels by the sweep train to a better accuracy: +0.10 +- 0.50 points, seed by seed, which these seeds "
+        "do not tell from 0."
+    )
 
 
 def test_what_is_missing_is_told():
