@@ -39,23 +39,25 @@ def units_of(model):
     return AXES["element"].units(model, ["*"], (0.3, 0.8), AxisContext())
 
 
-def test_several_processes_say_what_one_says():
+def test_several_processes_say_what_one_says_of_what_is_wanted():
     model = make("Residual")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     alone = dict(run(model, units_of(model), tasks()))
-    together = dict(run(model, units_of(model), tasks(), jobs=2))
+    with BlockPool(model, units_of(model), SETTINGS, jobs=2) as pool:
+        together = dict(pool.run(tasks()))
+        wanted = dict(pool.run(tasks({(1, 0)})))
     assert sorted(alone) == [0, 1, 2, 3]
     assert together == alone
+    assert wanted == dict(run(model, units_of(model), tasks({(1, 0)})))
+    assert {tuple(block.points) for block in wanted.values()} == {((1, 0),)}
     assert multiprocessing.active_children() == []
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_only_what_is_wanted_is_run_and_modes_come_back(jobs):
+def test_modes_come_back():
     model = make("Residual").train()
     model.norm1.eval()
-    scores = dict(run(model, units_of(model), tasks({(1, 0)}), jobs))
-    assert {tuple(block.points) for block in scores.values()} == {((1, 0),)}
+    assert dict(run(model, units_of(model), tasks()))
     assert model.training
     assert not model.norm1.training
 
