@@ -45,9 +45,8 @@ HARMLESS = 1.0
 Cards = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-def study() -> Study:
-    """The trainings; their schedules are made first."""
-    checkpoint = str(dense_checkpoint(_ARCH))
+def study(checkpoint: str) -> Study:
+    """The trainings from that checkpoint; their schedules are made first."""
     flags = {
         side: (
             *_NETWORK,
@@ -194,10 +193,12 @@ def _run(*flags: str) -> None:
 
 def main() -> None:
     """The command line."""
-    if "--table" not in sys.argv:
+    checkpoint = ""
+    if not {"--table", "--help", "-h"} & {*sys.argv}:
+        checkpoint = str(dense_checkpoint(_ARCH))
         sweep()
         schedules()
-    cards = study().measured((__doc__ or "").split("\n\n")[0])
+    cards = study(checkpoint).measured((__doc__ or "").split("\n\n")[0])
     write_whole(PAGE, page(points_from_csv(RESULTS / "sensitivity.csv"), cards))
 
 

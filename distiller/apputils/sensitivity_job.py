@@ -108,7 +108,8 @@ def sweep_sensitivity(compressor: ClassifierCompressor) -> None:
 class _Reporter:
     """Logs how far a sweep is, and how long it will go on.
 
-    That is by the blocks after the first: until then processes are started and much is prepared.
+    That is by the blocks after the first: until then processes are started and much is prepared. Processes end
+    their blocks at about the same time, so that only as many as there are of them tell.
     """
 
     def __init__(self) -> None:
@@ -119,8 +120,8 @@ class _Reporter:
         left = ""
         if self._first is None:
             self._first = now
-        else:
-            seconds = (now - self._first) / (progress.new_blocks - 1)
+        elif told := (progress.new_blocks - 1) // progress.jobs * progress.jobs:
+            seconds = (now - self._first) / told
             left = f"  about {seconds * (progress.of_blocks - progress.blocks):.0f} s left"
         _LOG.info(
             "[%d/%d blocks of images, %d/%d points known]%s",

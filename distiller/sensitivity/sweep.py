@@ -62,6 +62,7 @@ class SweepProgress:
         new_blocks: that were done in this run.
         points: that are finished.
         of_points: in all.
+        jobs: processes, each with a block at a time.
     """
 
     blocks: int
@@ -69,6 +70,7 @@ class SweepProgress:
     new_blocks: int
     points: int
     of_points: int
+    jobs: int
 
 
 def sensitivity_sweep(
@@ -129,13 +131,15 @@ def sensitivity_sweep(
         finished = files.finished()
         if finished is not None:
             return finished
+        _LOG.info("%d points on %d images: making ready", standings.count, data.num_samples)
         engine = files.engine or _chosen(model, units, data, files, fast)
         todo = [index for index in range(block_count(data)) if index not in files.blocks]
         for index in sorted(files.blocks):
             standings.add(index, files.blocks[index])
         if jobs is None:
             jobs = _paying_jobs(model, data, standings.count * len(todo))
-        with BlockPool(model, units, engine, min(jobs, max(1, len(todo)))) as pool:
+        jobs = min(jobs, max(1, len(todo)))
+        with BlockPool(model, units, engine, jobs) as pool:
             done = pool.run(_tasks(data, todo, standings))
             for number, (index, scores) in enumerate(done, start=1):
                 files.append(index, scores)
@@ -145,7 +149,9 @@ def sensitivity_sweep(
                     blocks = block_count(data)
                     left = len(todo) - number
                     on_progress(
-                        SweepProgress(blocks - left, blocks, number, standings.finished, standings.count)
+                        SweepProgress(
+                            blocks - left, blocks, number, standings.finished, standings.count, jobs
+                        )
                     )
         if fast:
             _tell_flips(engine, standings.flipped, data.num_samples)

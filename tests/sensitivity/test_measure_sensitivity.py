@@ -66,3 +66,16 @@ def test_what_is_kept_is_not_made_again(monkeypatch, tmp_path):
         (tmp_path / name).touch()
     assert measure_sensitivity.sweep() == tmp_path / "sensitivity.csv"
     measure_sensitivity.schedules()
+
+
+def test_the_page_alone_runs_nothing(monkeypatch, tmp_path):
+    for name in ("_run", "dense_checkpoint", "sweep", "schedules"):
+        monkeypatch.setattr(
+            measure_sensitivity, name, lambda *given: (_ for _ in ()).throw(AssertionError(given))
+        )
+    monkeypatch.setattr("sys.argv", ["measure_sensitivity", "--table"])
+    monkeypatch.setattr(measure_sensitivity, "PAGE", tmp_path / "page.md")
+    measure_sensitivity.main()
+    assert (tmp_path / "page.md").read_bytes() == (
+        measure_sensitivity.ROOT / "docs/sensitivity_study.md"
+    ).read_bytes()
