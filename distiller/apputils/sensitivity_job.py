@@ -108,8 +108,8 @@ def sweep_sensitivity(compressor: ClassifierCompressor) -> None:
 class _Reporter:
     """Logs how far a sweep is, and how long it will go on.
 
-    That is by the blocks after the first: until then processes are started and much is prepared. Processes end
-    their blocks at about the same time, so that only as many as there are of them tell.
+    That is by the blocks after the first: until then processes are started and much is prepared. Several
+    processes end their blocks at about the same time: only as many as there are of them tell.
     """
 
     def __init__(self) -> None:
