@@ -117,8 +117,8 @@ def measured_block(schedule: Shipped) -> str:
     if dense is None:
         lines.append(f"#   {_accuracy(measured)}")
         return "\n".join(lines) + "\n"
-    if (exits := card.get("early_exit")) is not None:
-        return "\n".join([*lines, *_exit_lines(dense, exits)]) + "\n"
+    if "early_exit" in card:
+        return "\n".join([*lines, *_exit_lines(measured, card["early_exit"])]) + "\n"
     entries = card.get("structures", [])
     is_thinned, is_factored = card.get("is_thinned", False), card.get("is_factored", False)
     is_quantized = any("quantizer" in policy for policy in schedule.data["policies"])
@@ -179,14 +179,7 @@ def index() -> str:
                 "" if dense is None else f"{dense['top1_percent']:.2f} %",
                 f"{card.get('early_exit', measured)['top1_percent']:.2f} %",
                 f"{100 * measured['weight_sparsity']:.2f} %",
-                "; ".join(
-                    [
-                        *_removed(card),
-                        *_exits(card),
-                        *_packed(card),
-                        *_structure_totals(card.get("structures", [])),
-                    ]
-                ),
+                "; ".join(_gains(card)),
             ]
         elif "Measured (`make demo`" in schedule.header:
             cells[2] = "see its header"
@@ -245,8 +238,9 @@ def _exit_lines(whole: Mapping[str, Any], exits: Mapping[str, Any]) -> list[str]
 
 
 def _exits(card: Mapping[str, Any]) -> list[str]:
-    if (exits := card.get("early_exit")) is None:
+    if "early_exit" not in card:
         return []
+    exits = card["early_exit"]
     batch = exits["latencies"][-1]
     times = batch["whole"]["median_s"] / batch["early_exit"]["median_s"]
     return [f"early exits: {_share_of_macs(exits)}, {times:.2f}x faster"]
@@ -297,14 +291,14 @@ def _total(kind: str, entries: Sequence[Mapping[str, Any]]) -> str:
 def _dense_figures(results: Path, card: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Of the dense network: what the run knew of it, or the baseline's results; None for a baseline.
 
-    Of one with early exits itself, when no image leaves early.
+    Of one with early exits: its own, when no image leaves early.
     """
     if results.stem == "dense":
         return None
-    if card["reference"] is not None:
-        return card["reference"]
     if "early_exit" in card:
         return card["measured"]
+    if card["reference"] is not None:
+        return card["reference"]
     return json.loads((results.parent / "dense.json").read_text(encoding="utf-8"))["measured"]
 
 
