@@ -40,24 +40,23 @@ def units_of(model):
 
 
 def test_several_processes_say_what_one_says_of_what_is_wanted():
-    model = make("Residual")
+    model = make("Residual").train()
+    model.norm1.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    alone = dict(run(model, units_of(model), tasks()))
+    alone, wanted_alone = (dict(run(model, units_of(model), tasks(active))) for active in (None, {(1, 0)}))
+    assert_modes_came_back(model)
     with BlockPool(model, units_of(model), SETTINGS, jobs=2) as pool:
-        together = dict(pool.run(tasks()))
-        wanted = dict(pool.run(tasks({(1, 0)})))
+        together, wanted = (dict(pool.run(tasks(active))) for active in (None, {(1, 0)}))
+    assert_modes_came_back(model)
     assert sorted(alone) == [0, 1, 2, 3]
     assert together == alone
-    assert wanted == dict(run(model, units_of(model), tasks({(1, 0)})))
     assert {tuple(block.points) for block in wanted.values()} == {((1, 0),)}
+    assert wanted == wanted_alone
     assert multiprocessing.active_children() == []
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_modes_come_back():
-    model = make("Residual").train()
-    model.norm1.eval()
-    assert dict(run(model, units_of(model), tasks()))
+def assert_modes_came_back(model):
     assert model.training
     assert not model.norm1.training
 
