@@ -45,20 +45,24 @@ HARMLESS = 1.0
 Cards = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-def study(checkpoint: str) -> Study:
-    """The trainings from that checkpoint; their schedules are made first."""
+def study() -> Study:
+    """The trainings, both from the dense network."""
     flags = {
         side: (
             *_NETWORK,
             "--compress",
             str(RESULTS / f"{side}.yaml"),
             "--resume-from",
-            checkpoint,
+            "{dense}",
             *_TRAINING,
         )
         for side in SIDES
     }
-    return Study("sensitivity", [Training(side, given) for side, given in flags.items()])
+    return Study(
+        "sensitivity",
+        [Training(side, given) for side, given in flags.items()],
+        {"dense": lambda: dense_checkpoint(_ARCH)},
+    )
 
 
 def sweep() -> Path:
@@ -95,6 +99,12 @@ def schedules() -> None:
         chosen = [Chosen((name,), SPARSITY) for name in weights]
         text = schedule_text(recommended_schedule("element", chosen, EPOCHS), [SIDES["uniform"]])
         write_whole(RESULTS / "uniform.yaml", text)
+
+
+def prepare() -> None:
+    """All that the trainings need besides the dense network."""
+    sweep()
+    schedules()
 
 
 def page(points: Sequence[SensitivityPoint], cards: Cards) -> str:
@@ -193,12 +203,7 @@ def _run(*flags: str) -> None:
 
 def main() -> None:
     """The command line."""
-    checkpoint = ""
-    if not {"--table", "--help", "-h"} & {*sys.argv}:
-        checkpoint = str(dense_checkpoint(_ARCH))
-        sweep()
-        schedules()
-    cards = study(checkpoint).measured((__doc__ or "").split("\n\n")[0])
+    cards = study().measured((__doc__ or "").split("\n\n")[0], first=prepare)
     write_whole(PAGE, page(points_from_csv(RESULTS / "sensitivity.csv"), cards))
 
 

@@ -33,7 +33,7 @@ class Training:
     Attributes:
         name: in file names.
         flags: of `compress_classifier.py`, without seed, name and folders; `{other}` stands for the
-            checkpoint of the training `other` with the same seed.
+            checkpoint of the training `other` with the same seed, or for a file of the study's.
     """
 
     name: str
@@ -71,10 +71,17 @@ class Study:
     Args:
         name: of the folders under docs/results and logs/results.
         trainings: those that later ones start from or learn from come first.
+        files: by the word that stands for one, what makes it where it is missing; the same for all seeds.
     """
 
-    def __init__(self, name: str, trainings: Sequence[Training]) -> None:
+    def __init__(
+        self,
+        name: str,
+        trainings: Sequence[Training],
+        files: Mapping[str, Callable[[], Path]] | None = None,
+    ) -> None:
         self.name = name
+        self._files = dict(files or {})
         self.trainings = {training.name: training for training in trainings}
 
     def results(self, training: str, seed: int) -> Path:
@@ -100,18 +107,24 @@ class Study:
         return [card for card in found if card is not None]
 
     def measured(
-        self, description: str, then: Callable[[int], None] | None = None
+        self,
+        description: str,
+        first: Callable[[], object] | None = None,
+        then: Callable[[int], None] | None = None,
     ) -> dict[str, list[dict[str, Any]]]:
         """The command line of a study: run what is missing; returns the cards of each training.
 
         Args:
             description: for `--help`.
+            first: called before anything is run.
             then: called with each seed behind its trainings.
         """
         parser = argparse.ArgumentParser(description=description)
         parser.add_argument("--seed", type=int, choices=SEEDS, action="append", help="repeatable")
         parser.add_argument("--table", action="store_true", help="measure nothing: write the page")
         args = parser.parse_args()
+        if first is not None and not args.table:
+            first()
         for seed in () if args.table else args.seed or SEEDS:
             for name in self.trainings:
                 self.run(name, seed)
@@ -142,9 +155,11 @@ class Study:
         write_whole(path, json.dumps(card, indent=2, allow_nan=False) + "\n")
 
     def _filled(self, word: str, seed: int) -> str:
-        """The word with the checkpoint that it stands for, which is made where it is missing."""
+        """The word with the file that it stands for, which is made where it is missing."""
         if not (word.startswith("{") and word.endswith("}")):
             return word
+        if word[1:-1] in self._files:
+            return str(self._files[word[1:-1]]())
         self.run(word[1:-1], seed, needs_checkpoint=True)
         return str(self.checkpoint(word[1:-1], seed))
 

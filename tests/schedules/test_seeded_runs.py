@@ -54,6 +54,47 @@ def test_what_a_training_starts_from_is_run_first_with_the_same_seed(commands):
     assert commands[1][commands[1].index("--resume-from") + 1] == str(study.checkpoint("dense", 3))
 
 
+def test_a_file_of_the_studys_is_made_when_a_training_is_run(commands, tmp_path):
+    made: list[Path] = []
+
+    def teacher() -> Path:
+        made.append(tmp_path / "teacher.pth.tar")
+        return made[-1]
+
+    study = Study("study", [Training("small", ("--kd-resume", "{teacher}"))], {"teacher": teacher})
+    assert not made
+    study.run("small", 1)
+    assert commands[0][commands[0].index("--kd-resume") + 1] == str(*made)
+    study.run("small", 1)
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [(["--seed", "2"], ["first", "small", "small", "then 2"]), (["--table"], []), (["--sead", "2"], None)],
+)
+def test_nothing_is_run_before_the_flags_are_read_nor_for_the_page_alone(
+    monkeypatch, capsys, flags, expected
+):
+    done: list[str] = []
+    study = Study("study", [Training("small", ()), Training("small again", ())])
+    monkeypatch.setattr(study, "run", lambda name, seed: done.append(name.split()[0]))
+    monkeypatch.setattr("sys.argv", ["measure", *flags])
+
+    def measured():
+        study.measured(
+            "A study.", first=lambda: done.append("first"), then=lambda s: done.append(f"then {s}")
+        )
+
+    if expected is None:
+        with pytest.raises(SystemExit):
+            measured()
+        assert "unrecognized arguments: --sead" in capsys.readouterr().err
+    else:
+        measured()
+    assert done == (expected or [])
+
+
 def test_what_has_a_card_is_not_run_again_but_for_a_checkpoint_that_is_needed(commands):
     study = a_study()
     study.run("dense", 1)
