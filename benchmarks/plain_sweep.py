@@ -1,6 +1,6 @@
 """A sensitivity sweep as a plain loop does it, and the networks that benchmarks of sweeps have.
 
-Images are in memory, and evaluated in inference mode by all threads. Knows nothing about the engine.
+Images are in memory, and evaluated in inference mode by all threads. Knows nothing about how the engine runs.
 """
 
 from __future__ import annotations
