@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 
 import pytest
 
@@ -46,6 +47,7 @@ def test_a_sweep_writes_a_row_for_every_parameter_and_level_both_ends_included(
     dense = [row for row in points if row["sparsity"] == "0.0"]
     assert len({(row["top1"], row["loss"]) for row in dense}) == 1
     count = len(points)
+    assert re.search(rf"\b{count} points on \d+ images: making ready\n", done.out)
     assert f"blocks of images, {count}/{count} points known]  about 0 s left" in done.out
 
 
