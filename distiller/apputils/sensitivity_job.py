@@ -18,7 +18,7 @@ from distiller.apputils.data_loaders import Loader
 from distiller.apputils.given_flags import given_flags
 from distiller.apputils.sampling import fingerprint
 from distiller.errors import UnknownNameError, UsageError
-from distiller.names import unwrap
+from distiller.names import named_modules, unwrap
 from distiller.sensitivity.axes import AxisContext, find_axis, input_ranges
 from distiller.sensitivity.folder import CSV_NAME, SETTINGS_NAME
 from distiller.sensitivity.paired_drop import check_error
@@ -76,9 +76,9 @@ def sweep_sensitivity(compressor: ClassifierCompressor) -> None:
     # What is wrong with flags is told before the data are read.
     if args.sense_error is not None:
         check_error(args.sense_error)
-    without = AxisContext(block=args.sense_block)
+    any_ranges = dict.fromkeys(dict(named_modules(model)), (0.0, 1.0))
     try:
-        sweep_units(model, [request for request in requests if request.axis != _ACTIVATIONS], without)
+        sweep_units(model, requests, AxisContext(block=args.sense_block, activation_ranges=any_ranges))
     except UnknownNameError as error:
         names = "; ".join(str(error).splitlines())
         raise UnknownNameError(

@@ -100,6 +100,16 @@ class Program:
         """Where a parameter or buffer comes in; nowhere, when it is not read."""
         return tuple(index for index, found in self.state.items() if found == name)
 
+    def without_images(self) -> frozenset[int]:
+        """Results with a row for each image that depend on nothing but how many there are."""
+        of_images, found = {self.images}, set()
+        for step in self.steps:
+            if not of_images.isdisjoint(step.reads):
+                of_images.add(step.index)
+            elif not unbatched(step.shape):
+                found.add(step.index)
+        return frozenset(found)
+
 
 def read_program(model: nn.Module, example: Tensor) -> Program:
     """The steps of a model in evaluation mode; its modes and its state stay as they were.

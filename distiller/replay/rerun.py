@@ -145,6 +145,8 @@ class Rerun:
         shapes[self._program.images] = (-1,)
         reads = [read for step in rest for read in step.reads if read in shapes and not self._is_tuple(read)]
         own = [step.index for step in self.steps if not self._is_tuple(step.index)]
+        if not self._program.without_images().isdisjoint(reads):
+            return False  # the numbers of the rows, say, which are not those of the first images once more
         return not any(unbatched(shapes[index]) for index in (*reads, *own))
 
     def outputs(

@@ -14,32 +14,27 @@ Knows nothing about data sets, files or processes.
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distiller.names import named_buffers, named_parameters
-from distiller.replay import Program, Rerun, Variant, applied, clean_pass, folded_norms
-from distiller.replay.layer_outputs import CONVOLUTIONS
-from distiller.replay.memory_layout import to_channels_last
-from distiller.replay.program import Step, unbatched
+from distiller.replay import Program, Variant, applied
 from distiller.sensitivity.decisions import Tally, near_ties, right_answers
+from distiller.sensitivity.lane import Lane, LanePart
 from distiller.sensitivity.units import Unit
 
 TOLERANCE = 2e-5
 """Of the largest logit: what sums in another order may change, with much to spare."""
 _CACHED_BYTES = 2**28
 """Of the variants of one engine; those beyond are made anew for each block."""
-_BYTES_AT_ONCE = 2**20
-"""Of a layer's result: variants are run together until it has so many, which stay in a cache."""
-_ROWS_AT_ONCE = 2048
-"""Of a layer's result (one for each image and position): variants are run together until it has so many. With
-fewer, a layer takes longer to lay its weight out than to multiply with it."""
+_BYTES_TOGETHER = 2**27
+"""Of the variants of a unit that are there at once, if they are not kept; one at least."""
+_LATE_BYTES = 2**26
+"""Of what late units read, for a whole block."""
 
 Place = tuple[int, int]
 """(unit, level): places in `units` and in the levels of the unit."""
@@ -162,17 +157,44 @@ class BlockEngine:
     def _from_lane(
         self, lane: Lane, images: Tensor, todo: Mapping[int, Sequence[_Distinct]]
     ) -> Iterator[tuple[int, _Distinct, Tensor]]:
-        parts: dict[int, list[list[Tensor]]] = {place: [] for place in lane.places if todo[place]}
-        makers = {place: partial(self._variants, place, todo[place]) for place in parts}
+        parts: dict[int, list[LanePart]] = {place: [] for place in lane.places if todo[place]}
+        late = self._late(lane, images, todo) & parts.keys()
+        found: dict[int, list[list[Tensor]]] = {place: [] for place in parts}
         for chunk in images.split(self.settings.chunk) if parts else ():
-            for place, logits in lane.run(chunk, makers):
-                parts[place].append(logits)
-        for place, by_chunk in parts.items():
+            for place, part in lane.run(chunk, list(parts)):
+                if place in late:
+                    parts[place].append(part.kept())
+                else:
+                    found[place] += self._of_parts([part], place, todo[place])
+        for place in late:
+            found[place] = self._of_parts(parts.pop(place), place, todo[place])
+        for place, by_chunk in found.items():
             for own, logits in zip(todo[place], zip(*by_chunk, strict=True), strict=True):
                 yield place, own, torch.cat(logits)
 
-    def _variants(self, place: int, distinct: Sequence[_Distinct]) -> list[Variant]:
-        return [self._cache.variant(place, own.levels[0]) for own in distinct]
+    def _of_parts(
+        self, parts: Sequence[LanePart], place: int, distinct: Sequence[_Distinct]
+    ) -> list[list[Tensor]]:
+        """Logits of each variant, part by part."""
+        found: list[list[Tensor]] = [[] for _ in parts]
+        for variants in self._cache.groups(place, [own.levels[0] for own in distinct]):
+            for logits, part in zip(found, parts, strict=True):
+                logits += part.logits(variants)
+            variants.clear()  # before the next ones are made
+        return found
+
+    def _late(self, lane: Lane, images: Tensor, todo: Mapping[int, Sequence[_Distinct]]) -> set[int]:
+        """Units whose variants are made anew, and that read little: they are run when the whole block is
+        through, so that each variant is made but once for it."""
+        room, late = _LATE_BYTES, set()
+        if len(images) > self.settings.chunk:
+            for place in lane.places:
+                size = lane.bytes_read(place, images)
+                is_kept = all(self._cache.keeps(place, own.levels[0]) for own in todo[place])
+                if not is_kept and size <= room:
+                    room -= size
+                    late.add(place)
+        return late
 
     def _plain(self, images: Tensor, place: int, own: _Distinct) -> Tensor:
         with applied(self.model, self._cache.variant(place, own.levels[0])):
@@ -198,6 +220,7 @@ class _VariantCache:
     def __init__(self, units: Sequence[Unit]) -> None:
         self._units = units
         self._kept: dict[Place, Variant] = {}
+        self._sizes: dict[Place, int] = {}
         self._bytes = 0
 
     def variant(self, place: int, level: int) -> Variant:
@@ -207,10 +230,22 @@ class _VariantCache:
         unit = self._units[place]
         variant = unit.make(unit.levels[level])
         size = sum(value.numel() * value.element_size() for value in variant.tensors.values())
+        self._sizes[place, level] = size
         if self._bytes + size <= _CACHED_BYTES:
             self._bytes += size
             self._kept[place, level] = variant
         return variant
+
+    def keeps(self, place: int, level: int) -> bool:
+        """Whether that variant needs not be made anew."""
+        return (place, level) in self._kept
+
+    def groups(self, place: int, levels: Sequence[int]) -> Iterator[list[Variant]]:
+        """Those of a unit in their order, no more at once than there is room for."""
+        anew = [self._sizes[place, level] for level in levels if not self.keeps(place, level)]
+        most = max(1, _BYTES_TOGETHER // max(anew)) if any(anew) else len(levels)
+        for begin in range(0, len(levels), most):
+            yield [self.variant(place, level) for level in levels[begin : begin + most]]
 
     def distinct(self, model: nn.Module, place: int) -> list[_Distinct]:
         """Levels of a unit by what they make of the model."""
@@ -232,93 +267,3 @@ def _fingerprint(tensors: Mapping[str, Tensor]) -> bytes:
         digest.update(f"{name}\n".encode())
         digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.digest()
-
-
-class Lane:
-    """Units that are run in one memory layout and type.
-
-    Args:
-        model: the model.
-        program: of it.
-        units: of the sweep.
-        places: of the units that are run here.
-        channels_last: the memory layout.
-        dtype: of the network; default its own.
-        is_smooth: whether results may be sums in another order: a last bit more or less changes little.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        program: Program,
-        units: Sequence[Unit],
-        places: Sequence[int],
-        channels_last: bool = False,
-        dtype: torch.dtype | None = None,
-        is_smooth: bool = True,
-    ) -> None:
-        self.places = tuple(places)
-        self.is_coarse = dtype is not None
-        self._program, self._is_smooth, self._dtype = program, is_smooth, dtype
-        self._channels_last = channels_last
-        state = {**dict(named_parameters(model)), **dict(named_buffers(model))}
-        self._state = {name: self._laid_out(value.detach()) for name, value in state.items()}
-        folds = folded_norms(program, self._state) if is_smooth else ()
-        self._reruns = {
-            place: Rerun(program, units[place].tensors, units[place].inputs, folds) for place in places
-        }
-
-    def run(
-        self, images: Tensor, todo: Mapping[int, Callable[[], Sequence[Variant]]]
-    ) -> Iterator[tuple[int, list[Tensor]]]:
-        """(unit, logits of each of its variants), for one chunk.
-
-        Args:
-            images: the chunk.
-            todo: by unit, what makes its variants when it is its turn.
-        """
-        places = list(todo)
-        readers = [self._reruns[place] for place in places]
-        filled = self._filled_up(images)
-        for at, value in clean_pass(self._program, self._state, filled, readers):
-            if at >= 0:
-                changes = [self._variant_laid_out(variant) for variant in todo[places[at]]()]
-                at_once = partial(_at_once, len(filled))
-                outputs = readers[at].outputs(value, changes, len(filled), at_once, in_parts=self._is_smooth)
-                yield places[at], [_kept(logits[: len(images)]) for logits in outputs]
-
-    def dense(self, images: Tensor) -> Tensor:
-        """Logits of the dense network, for one chunk."""
-        ((_, value),) = clean_pass(self._program, self._state, self._filled_up(images), ())
-        return _kept(value(self._program.output)[: len(images)])
-
-    def _filled_up(self, images: Tensor) -> Tensor:
-        """Images, some of them twice where the program takes no fewer, laid out."""
-        least = 2 if self._program.batch is None else self._program.batch
-        if len(images) < least:
-            images = images[torch.arange(least, device=images.device) % len(images)]
-        return self._laid_out(images)
-
-    def _variant_laid_out(self, variant: Variant) -> Variant:
-        tensors = {name: self._laid_out(value) for name, value in variant.tensors.items()}
-        return Variant(tensors, variant.inputs)
-
-    def _laid_out(self, value: Tensor) -> Tensor:
-        if self._dtype is not None and value.is_floating_point():
-            value = value.to(self._dtype)
-        return to_channels_last(value) if self._channels_last and value.dim() == 4 else value
-
-
-def _kept(logits: Tensor) -> Tensor:
-    """Logits that outlive the memory of the pass they are of."""
-    return logits.float() if logits.dtype == torch.bfloat16 else logits.clone()
-
-
-def _at_once(images: int, layer: Step) -> int:
-    """For how many variants a layer is run together."""
-    if unbatched(layer.shape):
-        return 1
-    assert layer.shape is not None
-    positions = math.prod(layer.shape[2:] if layer.kind in CONVOLUTIONS else layer.shape[1:-1])
-    elements = math.prod(layer.shape[1:])
-    return max(1, _ROWS_AT_ONCE // (images * positions), _BYTES_AT_ONCE // (4 * images * elements))

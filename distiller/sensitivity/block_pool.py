@@ -72,20 +72,23 @@ class BlockPool:
             this process.
 
     Raises:
-        UsageError: the model cannot be copied into other processes.
+        UsageError: the model cannot be copied into other processes, or is on a GPU.
     """
 
     def __init__(
         self, model: nn.Module, units: Sequence[Unit], settings: EngineSettings, jobs: int = 1
     ) -> None:
+        if jobs > 1:
+            _check_device(model, jobs)
         self._own = _OwnProcess(model, units, settings) if jobs == 1 else None
         self._others = None if jobs == 1 else _OtherProcesses(_copied(model, units, settings), jobs)
 
-    def run(self, tasks: Iterator[BlockTask]) -> Iterator[tuple[int, BlockScores]]:
+    def run(self, tasks: Iterator[BlockTask | None]) -> Iterator[tuple[int, BlockScores]]:
         """(index, scores) of each block, as soon as it is run; of several processes in any order.
 
         Args:
-            tasks: the blocks; each is asked for when there is a process for it.
+            tasks: the blocks; each is asked for when there is a process for it. None: the next one has to
+                wait until more of the results were taken, and is asked for again then.
 
         Raises:
             SensitivityError: a process died.
@@ -114,8 +117,9 @@ class _OwnProcess:
         self._model, self._units, self._settings = model, units, settings
         self._engine: BlockEngine | None = None
 
-    def run(self, tasks: Iterator[BlockTask]) -> Iterator[tuple[int, BlockScores]]:
+    def run(self, tasks: Iterator[BlockTask | None]) -> Iterator[tuple[int, BlockScores]]:
         for task in tasks:
+            assert task is not None  # no result is ever out
             with evaluating(self._model), buffers_kept(self._model):
                 if self._engine is None:
                     self._engine = _engine(self._model, self._units, self._settings, task.images)
@@ -143,15 +147,18 @@ class _OtherProcesses:
             self.close()
             raise
 
-    def run(self, tasks: Iterator[BlockTask]) -> Iterator[tuple[int, BlockScores]]:
-        busy = {worker for worker in self._workers if self._handed_over(worker, tasks)}
+    def run(self, tasks: Iterator[BlockTask | None]) -> Iterator[tuple[int, BlockScores]]:
+        idle, busy = list(self._workers), set[Connection]()
+        self._hand_out(tasks, idle, busy)
         while busy:
             for worker in wait(list(busy)):
                 assert isinstance(worker, Connection)
                 result = self._result(worker)
-                if not self._handed_over(worker, tasks):  # before whoever asks does something with the result
-                    busy.remove(worker)
+                busy.remove(worker)
+                idle.append(worker)
+                self._hand_out(tasks, idle, busy)  # before whoever asks does something with the result
                 yield result
+                self._hand_out(tasks, idle, busy)  # what had to wait for it
 
     def close(self) -> None:
         for worker in self._workers.values():
@@ -165,14 +172,16 @@ class _OtherProcesses:
             connection.close()
         self._workers = {}
 
-    def _handed_over(self, worker: Connection, tasks: Iterator[BlockTask]) -> bool:
-        """Give a process the next block; whether there was one."""
-        task = next(tasks, None)
-        if task is not None:
+    def _hand_out(
+        self, tasks: Iterator[BlockTask | None], idle: list[Connection], busy: set[Connection]
+    ) -> None:
+        """Give blocks to processes that have none, as long as there are both."""
+        while idle and (task := next(tasks, None)) is not None:
+            worker = idle.pop(0)
+            busy.add(worker)
             with suppress(OSError):  # of a process that is gone, which `_result` tells
                 # As numpy: tensors would go through shared memory, of which a machine may have little.
                 worker.send((task.index, task.images.numpy(), task.labels.numpy(), task.active))
-        return task is not None
 
     def _result(self, worker: Connection) -> tuple[int, BlockScores]:
         try:
@@ -201,6 +210,15 @@ def _copied(model: nn.Module, units: Sequence[Unit], settings: EngineSettings) -
         return pickle.dumps((model, units, settings))
     except Exception as error:  # whatever a model of the user's own raises
         raise _no_copy(error) from error
+
+
+def _check_device(model: nn.Module, jobs: int) -> None:
+    device = next((value.device for value in model.parameters()), torch.device("cpu"))
+    if device.type != "cpu":
+        raise UsageError(
+            f"--sense-jobs {jobs}: the model is on {device}, where one process takes all there is; give "
+            "--sense-jobs 1"
+        )
 
 
 def _no_copy(error: Exception) -> UsageError:

@@ -42,7 +42,7 @@ class SensitivityPoint:
         top1_correct: of these.
         top5_correct: of these.
         top1_low: the lower end of the 95 % interval of the top-1 accuracy on all test images, in percent;
-            None where all of them were looked at, as the next.
+            None in a sweep without an error, which looks at all of them; as the next.
         top1_high: the upper end.
         removed: what the level really takes away, in words; "" where the level says it all.
     """

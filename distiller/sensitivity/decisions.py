@@ -71,7 +71,7 @@ def near_ties(logits: Tensor, labels: Tensor, tolerance: float) -> Tensor:
     Args:
         logits: (batch, classes).
         labels: (batch,), integers.
-        tolerance: of the error, relative to the largest logit of the image.
+        tolerance: of the error, relative to the largest logit of all images.
 
     Returns:
         (batch,) of bool; true as well where a logit is not finite.
@@ -80,5 +80,5 @@ def near_ties(logits: Tensor, labels: Tensor, tolerance: float) -> Tensor:
     others = logits.scatter(1, labels.unsqueeze(1), -torch.inf)
     highest = others.topk(min(_TOP, logits.shape[1]), dim=1).values
     distance = torch.stack(((of_label - highest[:, :1]).abs(), (of_label - highest[:, -1:]).abs())).amin(0)
-    scale = logits.abs().amax(dim=1, keepdim=True)
+    scale = logits.abs().max()
     return ~(distance > 2 * tolerance * scale).squeeze(1)

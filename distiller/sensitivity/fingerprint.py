@@ -1,4 +1,4 @@
-"""What tells the weights of one model from those of another.
+"""What tells the weights of one model from those of another, and images from others.
 
 Knows nothing about sweeps.
 """
@@ -19,5 +19,18 @@ def weights_fingerprint(model: nn.Module) -> str:
     for name, value in sorted(canonical_state_dict(model).items()):
         if isinstance(value, Tensor):  # a module's own extra state may be anything
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(_bytes(value))
     return digest.hexdigest()
+
+
+def images_fingerprint(images: Tensor, labels: Tensor) -> str:
+    """The beginning of a SHA-256 of images and their labels: types, shapes and bits."""
+    digest = hashlib.sha256()
+    for value in (images, labels):
+        digest.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(_bytes(value))
+    return digest.hexdigest()[:16]
+
+
+def _bytes(value: Tensor) -> bytes:
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

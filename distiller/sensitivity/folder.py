@@ -21,6 +21,7 @@ from distiller.errors import SensitivityError
 from distiller.sensitivity.block_engine import BlockScores, EngineSettings
 from distiller.sensitivity.block_line import HEADER, block_of_line, line_of_block
 from distiller.sensitivity.curves import SensitivityPoint
+from distiller.sensitivity.folder_lock import FolderLock
 from distiller.sensitivity.point_file import (
     REMEDY,
     PointFile,
@@ -85,23 +86,31 @@ class SweepFolder:
         path: the CSV file.
         blocks: what earlier runs left, by index.
         engine: how they ran blocks; None: not chosen yet.
+        jobs: by how many processes the first of them did; None: likewise.
 
     Raises:
-        SensitivityError: the folder holds another sweep, a damaged one, or cannot be written.
+        SensitivityError: the folder holds another sweep, a damaged one, one that is running, or cannot be
+            written.
     """
 
     def __init__(self, folder: str | Path, settings: SweepSettings) -> None:
         self.path = Path(folder) / CSV_NAME
         self.blocks: dict[int, BlockScores] = {}
         self.engine: EngineSettings | None = None
+        self.jobs: int | None = None
+        self._file: PointFile | None = None
         self._settings = json.loads(json.dumps(asdict(settings)))
         with reporting_failed_writes(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._take_up_settings()
-            kept = self._take_up_blocks()
-            remove_stale_parts(self.path.parent)  # of the run that goes on here
-            self._file: PointFile | None = None
-            self._kept = kept
+            self._lock = FolderLock(self.path.parent)
+        try:
+            with reporting_failed_writes(self.path):
+                self._take_up_settings()
+                self._kept = self._take_up_blocks()
+                remove_stale_parts(self.path.parent)  # of the run that goes on here
+        except BaseException:
+            self._lock.release()
+            raise
 
     def finished(self) -> list[SensitivityPoint] | None:
         """The points of a sweep that is over, None of one that is not, or that lost some of them.
@@ -115,21 +124,17 @@ class SweepFolder:
             points = points_from_csv(self.path)
         except SensitivityError as error:
             raise SensitivityError(f"{error}; {REMEDY}") from error
-        expected = {
-            (axis["axis"], parameter, level)
-            for axis in self._settings["axes"]
-            for parameter in axis["parameters"]
-            for level in axis["levels"]
-        }
-        return points if {(p.axis, p.parameter, p.level) for p in points} == expected else None
+        expected = _places(self._settings["axes"])
+        return points if {(p.axis, p.parameter, p.level) for p in points} == set(expected) else None
 
-    def choose(self, engine: EngineSettings) -> None:
-        """Keep how blocks are run, for runs that go on here."""
-        self.engine = engine
+    def choose(self, engine: EngineSettings, jobs: int) -> None:
+        """Keep how blocks are run, and by how many processes, for runs that go on here."""
+        self.engine, self.jobs = engine, jobs
         plain = asdict(engine)
         plain["whole"] = {str(place): reason for place, reason in engine.whole.items()}
         with reporting_failed_writes(self._settings_path):
-            write_whole(self._settings_path, json.dumps({**self._settings, "engine": plain}, indent=2) + "\n")
+            settings = {**self._settings, "engine": plain, "jobs": jobs}
+            write_whole(self._settings_path, json.dumps(settings, indent=2) + "\n")
 
     def append(self, index: int, scores: BlockScores) -> None:
         """Put one block on disk; it is safe when this returns."""
@@ -145,12 +150,18 @@ class SweepFolder:
     def complete(self, points: Sequence[SensitivityPoint]) -> None:
         """Put all points on disk, and remove what only a sweep that is not over needs."""
         self.write(points)
-        self.close()
+        self._close_blocks()
         with reporting_failed_writes(self._blocks_path):
             self._blocks_path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the file; what was appended is there already."""
+        """Let other processes have the folder; what was appended is there already."""
+        try:
+            self._close_blocks()
+        finally:
+            self._lock.release()
+
+    def _close_blocks(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -176,7 +187,7 @@ class SweepFolder:
             write_new_settings(self._settings_path, (self.path, self._blocks_path), self._settings)
             return
         found = read_settings(self._settings_path)
-        engine = found.pop("engine", None)
+        engine, jobs = found.pop("engine", None), found.pop("jobs", None)
         _refuse_other_settings(self._settings, found, self._settings_path)
         if engine is not None:
             try:
@@ -185,6 +196,11 @@ class SweepFolder:
                 raise SensitivityError(
                     f"{self._settings_path}: engine: not the settings of one, {error}; {REMEDY}"
                 ) from error
+        if jobs is not None and (type(jobs) is not int or jobs < 1):
+            raise SensitivityError(
+                f"{self._settings_path}: jobs: must be a number of processes, got {_short(jobs)}; {REMEDY}"
+            )
+        self.jobs = jobs
 
     def _take_up_blocks(self) -> int:
         """Fill `blocks` from the file; returns the bytes to keep: all but a torn last line."""
@@ -200,6 +216,29 @@ class SweepFolder:
                 ) from error
             self.blocks[index] = scores
         return len(data)
+
+
+def missing_points(settings: Mapping[str, Any], points: Iterable[SensitivityPoint]) -> list[str]:
+    """What a sweep of these settings has and its points have not, each in words.
+
+    Raises:
+        KeyError, TypeError: no sweep has such settings.
+    """
+    there = {(point.axis, point.parameter, point.level) for point in points}
+    return [
+        f"{parameter} at {level:g} along {axis}"
+        for axis, parameter, level in _places(settings["axes"])
+        if (axis, parameter, level) not in there
+    ]
+
+
+def _places(axes: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, float]]:
+    return [
+        (axis["axis"], parameter, level)
+        for axis in axes
+        for parameter in axis["parameters"]
+        for level in axis["levels"]
+    ]
 
 
 def _engine(found: Any, settings: Mapping[str, Any]) -> EngineSettings:

@@ -1,19 +1,21 @@
-"""The multiply-accumulates of a network as a cost of the units that stay in its channel groups.
+"""What a network has of something as a cost of the units that stay in its channel groups.
 
-A layer's are a number times the units of what it reads times those of what it makes: sums of products of two.
+The multiply-accumulates of a layer, or the elements of its weight, are a number times the units of what it
+reads times those of what it makes: sums of products of two.
 Knows nothing about levels, nor about how they are chosen.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 
 from distiller.channel_groups import ChannelGroups, WorkShare
 from distiller.quantization.search.width_choice import WidthCost, WidthProduct
 
-__all__ = ["cost_of_units"]
+__all__ = ["cost_of_units", "with_elements_as_work"]
 
 _Terms = Counter[tuple[str, ...]]
 """A polynomial: by the groups that are multiplied, the factor."""
@@ -45,6 +47,35 @@ def cost_of_units(groups: ChannelGroups, names: Collection[str]) -> WidthCost[st
             first, second = term if len(term) == 2 else (1, *term)
             products.append(WidthProduct(factor, first, second))
     return WidthCost(products=products, fixed=total[()])
+
+
+def with_elements_as_work(
+    groups: ChannelGroups, shapes: Mapping[str, Sequence[int]], weights: Iterable[str]
+) -> ChannelGroups:
+    """The same groups, with the elements of some weights as their work: that is what `macs` counts then.
+
+    A unit that is gone takes its filters, and its channels in what reads them: an element that is both is
+    gone once.
+
+    Args:
+        groups: of the model.
+        shapes: of the model's parameters, by name.
+        weights: whose elements are counted.
+    """
+    places: dict[tuple[str, int], dict[int, tuple[str, int]]] = {}
+    for group in groups:
+        for member in group.members:
+            own = places.setdefault((member.name, member.dim), {})
+            for unit, indices in enumerate(member.indices):
+                own.update(dict.fromkeys(indices, (group.name, unit)))
+    work = []
+    for name in weights:
+        factors = tuple(
+            tuple(places.get((name, dim), {}).get(index) for index in range(size))
+            for dim, size in enumerate(shapes[name])
+        )
+        work.append(WorkShare(name, prod(shapes[name]), factors))
+    return replace(groups, work=tuple(work))
 
 
 def _terms(share: WorkShare, sizes: dict[str, int]) -> _Terms | None:

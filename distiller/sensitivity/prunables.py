@@ -25,8 +25,9 @@ from distiller.names import named_parameters, owner
 from distiller.pruning.criteria import snap
 from distiller.pruning.n_to_m import n_to_m_sparsity
 from distiller.pruning.ranking import number_to_prune
+from distiller.sensitivity.group_work import with_elements_as_work
 
-__all__ = ["Amount", "Prunable", "coupled_prunables", "macs_by_weight", "removed_macs", "single_prunables"]
+__all__ = ["Amount", "Prunable", "coupled_prunables", "macs_by_weight", "removed_work", "single_prunables"]
 
 DENSE_BITS = 32
 _NOISE = 1e-4
@@ -114,7 +115,7 @@ def coupled_prunables(
     shapes: Mapping[str, Sequence[int]],
     swept: Sequence[str],
     levels: Iterable[float],
-) -> tuple[tuple[Prunable, ...], dict[str, str]]:
+) -> tuple[tuple[Prunable, ...], dict[str, str], ChannelGroups]:
     """The channel groups that were swept, whole or by the weights that make them.
 
     Args:
@@ -125,13 +126,14 @@ def coupled_prunables(
         levels: that were swept.
 
     Returns:
-        What can be pruned, and why the rest of what was swept stays whole, by name.
+        What can be pruned; why the rest of what was swept stays whole, by name; and the groups with what
+        elements are counted of as their work: the weights that were swept, or that make groups that were.
 
     Raises:
         SensitivityError: a group that the model does not have.
     """
     by_name = {group.name: group for group in groups}
-    found: list[Prunable] = []
+    chosen: list[tuple[ChannelGroup, tuple[str, ...], tuple[str, ...]]] = []
     reasons: dict[str, str] = {}
     if axis == "group" and (unknown := [name for name in swept if name not in by_name]):
         raise SensitivityError(
@@ -148,26 +150,33 @@ def coupled_prunables(
         if reason is not None:
             reasons.update(dict.fromkeys(curves, reason))
             continue
-        elements = sum(math.prod(shapes[name]) for name in makers)
+        chosen.append((group, makers, curves))
+    made = dict.fromkeys(name for _, makers, _ in chosen for name in makers)
+    elements = with_elements_as_work(groups, shapes, swept if axis == "filter" else made)
+    found = []
+    for group, makers, curves in chosen:
         amounts = {}
         for level in _weakest_first(axis, levels):
             units = number_to_prune(level, group.size)
             if 0 < units < group.size:
-                alone = groups.macs() - groups.macs({group.name: range(units)})
-                amounts[level] = Amount(elements // group.size * units, alone, units)
-        found.append(Prunable(group.name, makers, curves, elements, amounts, group.size))
+                gone = {group.name: range(units)}
+                amounts[level] = Amount(
+                    elements.macs() - elements.macs(gone), groups.macs() - groups.macs(gone), units
+                )
+        size = sum(math.prod(shapes[name]) for name in makers)
+        found.append(Prunable(group.name, makers, curves, size, amounts, group.size))
     taken = {name for prunable in found for name in prunable.curves}
     for name in swept:
         if name not in taken:
             reasons.setdefault(name, "its filters follow those of other layers")
-    return tuple(found), {name: why for name, why in reasons.items() if name not in taken}
+    return tuple(found), {name: why for name, why in reasons.items() if name not in taken}, elements
 
 
-def removed_macs(groups: ChannelGroups, prunables: Iterable[Prunable], levels: Mapping[str, float]) -> int:
-    """The multiply-accumulates that go when groups lose their share of units, all together.
+def removed_work(groups: ChannelGroups, prunables: Iterable[Prunable], levels: Mapping[str, float]) -> int:
+    """The work that goes when groups lose their share of units, all together.
 
     Args:
-        groups: of the model.
+        groups: of the model, with multiply-accumulates or something else as their work.
         prunables: of these groups.
         levels: by name; of those that are left out, or at a level that takes nothing, nothing goes.
     """

@@ -29,12 +29,14 @@ class _Known:
         dense: of the dense model on the same ones.
         low: of the drop, in points.
         high: alike.
+        blocks: that these images are.
     """
 
     tally: Tally
     dense: Tally
     low: float
     high: float
+    blocks: int
 
 
 class Standings:
@@ -74,9 +76,22 @@ class Standings:
         """Points that need no more images."""
         return len(self._known) + (len(self._units) if self._dense.n == self._total else 0)
 
-    def active(self) -> Collection[Place] | None:
-        """The points that need more images; None: all."""
-        return None if not self._known else frozenset(self._sums.keys() - self._known.keys())
+    def is_clear(self, index: int, behind: int) -> bool:
+        """Whether it is known by now which points a block is run on."""
+        return self._rule is None or self._next > index - behind
+
+    def active(self, index: int, behind: int) -> Collection[Place] | None:
+        """The points that a block is run on; None: all.
+
+        It is those that were not known after the block that is so many before it, whatever is known by now:
+        how a point is run may depend on which others are, in the last digits of the loss.
+
+        Args:
+            index: of the block.
+            behind: how many blocks, 1 or more.
+        """
+        known = {place for place, known in self._known.items() if known.blocks <= index + 1 - behind}
+        return frozenset(self._sums.keys() - known) if known else None
 
     def add(self, index: int, scores: BlockScores) -> bool:
         """Take in a block; returns whether points are finished now that were not before."""
@@ -99,7 +114,7 @@ class Standings:
         for at, unit in enumerate(self._units):
             dense_level = find_axis(unit.axis).dense_level
             if self._dense.n == self._total:
-                everything = _Known(self._dense, self._dense, 0.0, 0.0)
+                everything = _Known(self._dense, self._dense, 0.0, 0.0, self._next)
                 found.append(self._point(unit, dense_level, everything, ""))
             for place, level in enumerate(unit.levels):
                 known = self._known.get((at, place))
@@ -112,13 +127,17 @@ class Standings:
         active = [place for place in self._sums if place not in self._known]
         if self._rule is None:
             if n == self._total:
-                self._known |= {place: _Known(self._sums[place], self._dense, 0.0, 0.0) for place in active}
+                self._known |= {
+                    place: _Known(self._sums[place], self._dense, 0.0, 0.0, self._next) for place in active
+                }
         elif n in self._rule.looks and active:
             lost, won = ([getattr(self._sums[place], name) for place in active] for name in ("lost", "won"))
             judged = self._rule.judge(n, lost, won)
             for place, low, high, is_known in zip(active, judged.low, judged.high, judged.known, strict=True):
                 if is_known:
-                    self._known[place] = _Known(self._sums[place], self._dense, float(low), float(high))
+                    self._known[place] = _Known(
+                        self._sums[place], self._dense, float(low), float(high), self._next
+                    )
 
     def _point(self, unit: Unit, level: float, known: _Known, removed: str) -> SensitivityPoint:
         """A point; what some of the images say of the change is taken to hold of all of them."""

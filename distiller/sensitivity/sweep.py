@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distiller.errors import UsageError
 from distiller.evaluation_mode import buffers_kept, evaluating
@@ -25,7 +25,7 @@ from distiller.sensitivity.axes import AxisContext, find_axis
 from distiller.sensitivity.block_engine import EngineSettings
 from distiller.sensitivity.block_pool import BlockPool, BlockTask
 from distiller.sensitivity.curves import SensitivityPoint, clean_level
-from distiller.sensitivity.fingerprint import weights_fingerprint
+from distiller.sensitivity.fingerprint import images_fingerprint, weights_fingerprint
 from distiller.sensitivity.folder import SweepFolder, SweepSettings, SweptAxis
 from distiller.sensitivity.standings import Standings
 from distiller.sensitivity.sweep_data import SweepData, block_count
@@ -113,15 +113,15 @@ def sensitivity_sweep(
         UsageError: an axis is meant for none of the parameters, is there twice, or something is out of range.
         SensitivityError: the folder holds another sweep, or cannot be written; a process died.
     """
+    images, labels = next(data.blocks([0]))
     if context is None:
-        images, _ = next(data.blocks([0]))
         context = AxisContext(dummy_input=images[:1])
     units = sweep_units(model, axes, context)
     standings = Standings(units, data.num_samples, data.batch_size, error)
     settings = SweepSettings(
         axes=tuple(_swept(axis.axis, units) for axis in axes),
         weights=weights_fingerprint(model),
-        test_images=data.identity,
+        test_images=f"{data.identity}, the first of them {images_fingerprint(images, labels)}",
         batch_size=data.batch_size,
         error=error,
         fast=fast,
@@ -132,15 +132,18 @@ def sensitivity_sweep(
         if finished is not None:
             return finished
         _LOG.info("%d points on %d images: making ready", standings.count, data.num_samples)
-        engine = files.engine or _chosen(model, units, data, files, fast)
         todo = [index for index in range(block_count(data)) if index not in files.blocks]
+        if jobs is None:
+            jobs = files.jobs or _paying_jobs(model, images, standings.count * len(todo))
+        jobs = min(jobs, max(1, len(todo)))
+        engine = files.engine or _chosen(model, units, images, fast)
+        first_jobs = files.jobs or jobs
+        if files.engine is None or files.jobs is None:
+            files.choose(engine, first_jobs)
         for index in sorted(files.blocks):
             standings.add(index, files.blocks[index])
-        if jobs is None:
-            jobs = _paying_jobs(model, data, standings.count * len(todo))
-        jobs = min(jobs, max(1, len(todo)))
         with BlockPool(model, units, engine, jobs) as pool:
-            done = pool.run(_tasks(data, todo, standings))
+            done = pool.run(_tasks(data, todo, standings, first_jobs))
             for number, (index, scores) in enumerate(done, start=1):
                 files.append(index, scores)
                 if standings.add(index, scores):
@@ -191,11 +194,8 @@ def _swept(name: str, units: Sequence[Unit]) -> SweptAxis:
     return SweptAxis(axis.name, levels, tuple(unit.parameter for unit in own))
 
 
-def _chosen(
-    model: nn.Module, units: Sequence[Unit], data: SweepData, files: SweepFolder, fast: bool
-) -> EngineSettings:
+def _chosen(model: nn.Module, units: Sequence[Unit], images: Tensor, fast: bool) -> EngineSettings:
     """How blocks are run, from the first of them."""
-    images, _ = next(data.blocks([0]))
     with evaluating(model), buffers_kept(model):
         program, reason = traced_program(model, images)
         if program is None:
@@ -207,7 +207,6 @@ def _chosen(
         by_reason.setdefault(why, []).append(units[place])
     for why, own in by_reason.items():
         _LOG.warning("%s: run as a whole for every level, which takes longer: %s", _told(own, units), why)
-    files.choose(engine)
     return engine
 
 
@@ -217,9 +216,8 @@ def _told(own: Sequence[Unit], units: Sequence[Unit]) -> str:
     return "; ".join(f"{unit.axis}, {unit.parameter}" for unit in own)
 
 
-def _paying_jobs(model: nn.Module, data: SweepData, evaluations: int) -> int:
+def _paying_jobs(model: nn.Module, images: Tensor, evaluations: int) -> int:
     """One process for each thread, or one where all of it is soon done; `evaluations` of one block each."""
-    images, _ = next(data.blocks([0]))
     if images.device.type != "cpu":
         return 1
     with evaluating(model), buffers_kept(model), torch.inference_mode():
@@ -230,13 +228,28 @@ def _paying_jobs(model: nn.Module, data: SweepData, evaluations: int) -> int:
     return 1 if seconds * evaluations < _SOON else torch.get_num_threads()
 
 
-def _tasks(data: SweepData, todo: Sequence[int], standings: Standings) -> Iterator[BlockTask]:
-    for index, (images, labels) in zip(todo, data.blocks(todo), strict=True):
-        yield BlockTask(index, images, labels, standings.active())
+def _tasks(
+    data: SweepData, todo: Sequence[int], standings: Standings, jobs: int
+) -> Iterator[BlockTask | None]:
+    """The blocks with the points that each is run on; None while that is not clear.
+
+    Several processes get a block before the last ones are looked at. What it is run on is always what was
+    known so many blocks before, so that a sweep says the same whichever process is the faster one.
+    """
+    behind = 1 if jobs == 1 else jobs + 1
+    blocks = data.blocks(todo)
+    for index in todo:
+        while not standings.is_clear(index, behind):
+            yield None
+        images, labels = next(blocks)
+        yield BlockTask(index, images, labels, standings.active(index, behind))
 
 
 def _tell_flips(engine: EngineSettings, flipped: int, images: int) -> None:
     if engine.bfloat16:
         _LOG.warning("fast: in bfloat16 the dense model answers %d of %d images otherwise", flipped, images)
     else:
-        _LOG.warning("fast: bfloat16 is not faster on this machine and was not used; every decision is exact")
+        _LOG.warning(
+            "fast: bfloat16 was not used: it is not faster on this machine, or only inputs are rounded; "
+            "every decision is exact"
+        )

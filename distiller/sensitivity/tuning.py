@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from distiller.errors import GraphTraceError
-from distiller.replay import Program, Rerun, applied, read_program
+from distiller.replay import Program, applied, read_program
 from distiller.replay.program import unbatched
-from distiller.sensitivity.block_engine import TOLERANCE, EngineSettings, Lane
+from distiller.sensitivity.block_engine import TOLERANCE, EngineSettings
+from distiller.sensitivity.lane import Lane
 from distiller.sensitivity.units import Unit
 
 _CHUNK_BYTES = 2**23
@@ -26,7 +27,7 @@ _CHUNK_BYTES = 2**23
 _GOOD_CHUNK, _LARGEST_CHUNK_BYTES = 64, 2**25
 """With fewer images than this laying out the weights takes its time: larger results are taken for it."""
 _SMALLEST_CHUNK = 16
-_CHECKED_IMAGES = 32
+_CHECKED_IMAGES = 16
 _FIXED_CHUNK = 64
 """Of networks that take no other number of images than they are traced with."""
 
@@ -75,7 +76,7 @@ def choose_settings(
                 break
             chunk = program.batch or _evenly(len(images), _good_chunk(image_bytes(program)))
             settings = EngineSettings(chunk, channels_last)
-            if fast:
+            if fast and not all(unit.inputs for unit in units):  # those are never run in it
                 settings = replace(settings, bfloat16=_is_faster(model, program, settings, images))
             return replace(settings, whole=_uncuttable(model, program, units, settings, checked))
         # Something in it is not continuous: with sums in another order it is another network.
@@ -87,7 +88,10 @@ def _influence(model: nn.Module, program: Program, channels_last: bool, images: 
     """Whether what a network answers to an image depends on the others of its block; empty where not."""
     lane = Lane(model, program, (), (), channels_last)
     size = min(program.batch or len(images), -(-len(images) // 2))
-    parts = torch.cat([lane.dense(part) for part in images.split(size)])
+    try:
+        parts = torch.cat([lane.dense(part) for part in images.split(size)])
+    except RuntimeError as error:  # torch's, of an operation that does not take so many
+        return str(error).splitlines()[0]
     difference = _difference(parts, model(images))
     if difference <= TOLERANCE / 4:
         return ""
@@ -137,23 +141,52 @@ def _is_faster(model: nn.Module, program: Program, settings: EngineSettings, ima
 def _uncuttable(
     model: nn.Module, program: Program, units: Sequence[Unit], settings: EngineSettings, images: Tensor
 ) -> dict[int, str]:
-    """Units whose strongest variant does not give in part what it gives as a whole: place -> why."""
+    """Units whose variants, run together, do not give in part what they give as a whole: place -> why."""
     found = {}
-    for place, unit in enumerate(units):
+    for place in range(len(units)):
         try:
-            Rerun(program, unit.tensors, unit.inputs)
+            difference = _trial(model, program, units, place, settings, images)
         except GraphTraceError as error:
             found[place] = str(error)
-            continue
-        channels_last = settings.channels_last and not unit.inputs
-        lane = Lane(model, program, units, (place,), channels_last, is_smooth=not unit.inputs)
-        variant = unit.make(unit.levels[-1])
-        ((_, (logits,)),) = lane.run(images, {place: lambda variant=variant: [variant]})
-        with applied(model, variant):
-            difference = _difference(logits, model(images))
-        if difference > TOLERANCE / 4:
-            found[place] = f"run in part, its logits differ by {difference:.1g} of the largest"
+        except RuntimeError as error:  # torch's, of an operation that does not take so many
+            found[place] = str(error).splitlines()[0]
+        else:
+            if difference > TOLERANCE / 4:
+                found[place] = f"run in part, its logits differ by {difference:.1g} of the largest"
     return found
+
+
+def _trial(
+    model: nn.Module,
+    program: Program,
+    units: Sequence[Unit],
+    place: int,
+    settings: EngineSettings,
+    images: Tensor,
+) -> float:
+    """How much a unit's logits differ, of the weakest level, the one in the middle and the strongest."""
+    unit = units[place]
+    lane = Lane(
+        model,
+        program,
+        units,
+        (place,),
+        settings.channels_last and not unit.inputs,
+        is_smooth=not unit.inputs,
+    )
+    last = len(unit.levels) - 1
+    made = [unit.make(unit.levels[level]) for level in sorted({0, last // 2, last})]
+    variants = [variant for variant in made if variant.tensors or variant.inputs]  # the others are dense
+    in_part = [
+        logits
+        for _, part in lane.run(images, [place])
+        for logits in part.logits(variants, lambda layer: len(variants))
+    ]
+    differences = []
+    for logits, variant in zip(in_part, variants, strict=True):
+        with applied(model, variant):
+            differences.append(_difference(logits, model(images)))
+    return max(differences, default=0.0)
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

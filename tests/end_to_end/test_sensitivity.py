@@ -102,6 +102,18 @@ def test_several_axes_share_a_run_and_have_an_overview(program, trained):
     assert (folder / "sensitivity.png").exists()
 
 
+def test_activation_bits_alone_are_an_axis(program, trained):
+    command = TINY + f"--sense activation-bits --etes 0.2 --exp-load-weights-from {trained} -o out "
+    program.run(command + "--sense-range 8 2 3 --sense-params conv2* fc*").succeeded()
+    points = rows(program.latest("out"))
+    assert [(row["parameter"], row["level"]) for row in points] == [
+        (name, level) for name in ("conv2.weight", "fc.weight") for level in ("32.0", "8.0", "5.0", "2.0")
+    ]
+    done = program.run(command + "--sense-params cnv*")
+    assert done.status == 2
+    assert done.err.startswith("UnknownNameError: --sense-params: ")
+
+
 def test_with_an_error_points_have_intervals(program, trained):
     program.run(
         TINY

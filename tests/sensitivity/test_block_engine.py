@@ -12,8 +12,9 @@ from distiller.names import named_modules, named_parameters
 from distiller.replay import Variant, applied, read_program
 from distiller.sensitivity import block_engine
 from distiller.sensitivity.axes import AXES, AxisContext, input_ranges
-from distiller.sensitivity.block_engine import BlockEngine, EngineSettings, Lane
+from distiller.sensitivity.block_engine import BlockEngine, EngineSettings
 from distiller.sensitivity.decisions import Tally, right_answers
+from distiller.sensitivity.lane import Lane, LanePart
 from distiller.sensitivity.units import Unit
 from tests.replay.networks import images, make
 
@@ -67,7 +68,7 @@ def test_every_point_of_every_axis_is_that_of_the_plain_loop(name, axis, setting
 
 
 @pytest.mark.parametrize("axis", ["element", "weight-bits"])
-@pytest.mark.parametrize("name", ["Branches", "Tied", "Attention"])
+@pytest.mark.parametrize("name", ["Branches", "Tied", "Attention", "Counting"])
 def test_networks_of_any_shape(name, axis):
     model = make(name)
     units = units_of(model, axis)
@@ -109,12 +110,8 @@ def test_levels_that_are_the_same_are_run_once(monkeypatch):
     model = make("Residual")
     units = units_of(model, "filter", (0.01, 0.1, 0.13, 0.14, 0.5))  # of 8 filters: 0, 0, 1, 1 and 4
     runs = []
-    original = Lane.run
-    monkeypatch.setattr(
-        Lane,
-        "run",
-        lambda self, x, todo: original(self, x, {p: _noted(make, runs) for p, make in todo.items()}),
-    )
+    original = LanePart.logits
+    monkeypatch.setattr(LanePart, "logits", _noted(original, runs))
     engine = BlockEngine(model, read_program(model, X[:3]), units[:1], EngineSettings(32))
     points = engine.run(X, Y).points
     assert runs == [2]
@@ -126,11 +123,10 @@ def test_levels_that_are_the_same_are_run_once(monkeypatch):
     assert points[0, 2] == points[0, 3]
 
 
-def _noted(make_variants, runs):
-    def noting():
-        variants = make_variants()
+def _noted(logits, runs):
+    def noting(self, variants):
         runs.append(len(variants))
-        return variants
+        return logits(self, variants)
 
     return noting
 
@@ -141,7 +137,7 @@ def test_a_decision_too_close_to_call_is_made_by_the_plain_loop(monkeypatch):
     units = units_of(model, "element", (0.5,))
     engine = BlockEngine(model, read_program(model, X[:3]), units, EngineSettings(32))
     tie = torch.zeros(len(X), 10)
-    monkeypatch.setattr(Lane, "run", lambda self, x, todo: ((place, [tie]) for place in todo))
+    monkeypatch.setattr(LanePart, "logits", lambda self, variants: [tie])
     assert_same(engine.run(X, Y).points, plain(model, units))
 
 
@@ -150,7 +146,7 @@ def test_a_decision_that_is_clear_is_not_made_again(monkeypatch):
     units = units_of(model, "element", (0.5,))
     engine = BlockEngine(model, read_program(model, X[:3]), units, EngineSettings(32))
     clear = nn.functional.one_hot(Y, 10).float()
-    monkeypatch.setattr(Lane, "run", lambda self, x, todo: ((place, [clear]) for place in todo))
+    monkeypatch.setattr(LanePart, "logits", lambda self, variants: [clear])
     assert all(tally.top1 == len(Y) for tally in engine.run(X, Y).points.values())
 
 
@@ -164,16 +160,32 @@ def test_the_model_stays_as_it_is():
         assert value.is_contiguous()
 
 
-def test_variants_beyond_the_room_for_them_are_made_anew(monkeypatch):
+@pytest.mark.parametrize("late_bytes, times", [(2**20, 1), (0, 6)])
+def test_variants_beyond_the_room_for_them_are_made_anew(monkeypatch, late_bytes, times):
+    """Once for a block, where what the unit reads is small enough to wait for its end; else for each chunk."""
     monkeypatch.setattr(block_engine, "_CACHED_BYTES", 0)
+    monkeypatch.setattr(block_engine, "_LATE_BYTES", late_bytes)
     model = make("Residual")
     units = units_of(model, "element", (0.3, 0.6))
     made = []
     noting = [dataclasses.replace(unit, make=_noting(unit.make, made)) for unit in units]
-    engine = BlockEngine(model, read_program(model, X[:3]), noting, EngineSettings(32))
+    engine = BlockEngine(model, read_program(model, X[:3]), noting, EngineSettings(4))
     made.clear()
     assert_same(engine.run(X, Y).points, plain(model, units))
-    assert len(made) == 2 * len(units)
+    assert len(made) == 2 * times * len(units)
+
+
+def test_no_more_variants_are_there_at_once_than_there_is_room_for(monkeypatch):
+    monkeypatch.setattr(block_engine, "_CACHED_BYTES", 0)
+    model = make("Plain")
+    units = units_of(model, "element", (0.1, 0.3, 0.5, 0.7, 0.9))
+    largest = 4 * model.fc1.weight.numel()
+    monkeypatch.setattr(block_engine, "_BYTES_TOGETHER", 2 * largest)
+    runs = []
+    monkeypatch.setattr(LanePart, "logits", _noted(LanePart.logits, runs))
+    engine = BlockEngine(model, read_program(model, X[:3]), units, EngineSettings(32))
+    assert_same(engine.run(X, Y).points, plain(model, units))
+    assert runs == [5, 1, 1, 1, 1, 1, 2, 2, 1, 5]  # conv1, conv2, fc1, fc2
 
 
 def _noting(make_variant, made):

@@ -75,6 +75,30 @@ def test_tasks_are_asked_for_when_there_is_room():
     assert asked == [0]
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_block_that_has_to_wait_for_a_result_is_asked_for_again(jobs):
+    model, taken = make("Plain"), []
+
+    def patient():
+        for task in tasks():
+            while jobs > 1 and len(taken) < task.index:
+                yield None
+            yield task
+
+    for index, _ in run(model, units_of(model), patient(), jobs):
+        taken.append(index)
+    assert taken == [0, 1, 2, 3]
+
+
+def test_a_model_that_is_not_on_the_cpu_takes_one_process():
+    model = make("Plain").to("meta")
+    with pytest.raises(UsageError) as raised:
+        BlockPool(model, [], SETTINGS, jobs=2)
+    assert str(raised.value) == (
+        "--sense-jobs 2: the model is on meta, where one process takes all there is; give --sense-jobs 1"
+    )
+
+
 class Failing:
     def __call__(self, level):
         raise DistillerError("sensitivity of 'fc.weight': holds NaN")

@@ -72,7 +72,8 @@ def test_a_file_torn_at_any_byte_loses_the_last_block_only(tmp_path):
 def test_settings_are_plain_json_with_how_blocks_are_run(tmp_path):
     with SweepFolder(tmp_path / "new" / "folder", SETTINGS) as files:
         assert files.engine is None
-        files.choose(EngineSettings(32, True, whole={1: "no cut"}))
+        assert files.jobs is None
+        files.choose(EngineSettings(32, True, whole={1: "no cut"}), 2)
     assert json.loads((tmp_path / "new" / "folder" / "sensitivity.json").read_text()) == {
         "axes": [{"axis": "element", "levels": [0.0, 0.5], "parameters": ["a.weight", "b.weight"]}],
         "weights": "f" * 64,
@@ -83,10 +84,11 @@ def test_settings_are_plain_json_with_how_blocks_are_run(tmp_path):
         "context": {"block": 4, "activation_ranges": {"a": [0.0, 1.0]}},
         "version": 3,
         "engine": {"chunk": 32, "channels_last": True, "bfloat16": False, "whole": {"1": "no cut"}},
+        "jobs": 2,
     }
-    assert SweepFolder(tmp_path / "new" / "folder", SETTINGS).engine == EngineSettings(
-        32, True, whole={1: "no cut"}
-    )
+    with SweepFolder(tmp_path / "new" / "folder", SETTINGS) as files:
+        assert files.engine == EngineSettings(32, True, whole={1: "no cut"})
+        assert files.jobs == 2
 
 
 def test_a_complete_sweep_is_its_points(tmp_path):
@@ -267,7 +269,7 @@ def test_damaged_settings_are_refused(tmp_path, content):
     ],
 )
 def test_an_engine_that_no_sweep_has_is_refused(tmp_path, change, fault):
-    SweepFolder(tmp_path, SETTINGS).choose(EngineSettings(32))
+    SweepFolder(tmp_path, SETTINGS).choose(EngineSettings(32), 1)
     path = tmp_path / "sensitivity.json"
     plain = json.loads(path.read_text())
     path.write_text(json.dumps({**plain, "engine": {**plain["engine"], **change}}))
@@ -275,6 +277,30 @@ def test_an_engine_that_no_sweep_has_is_refused(tmp_path, change, fault):
         SensitivityError, match=rf"sensitivity\.json: engine: not the settings of one, {fault}; give another"
     ):
         SweepFolder(tmp_path, SETTINGS)
+
+
+@pytest.mark.parametrize("jobs", [0, "two", True, 1.5])
+def test_jobs_that_are_no_number_of_processes_are_refused(tmp_path, jobs):
+    SweepFolder(tmp_path, SETTINGS).choose(EngineSettings(32), 1)
+    path = tmp_path / "sensitivity.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "jobs": jobs}))
+    with pytest.raises(SensitivityError) as raised:
+        SweepFolder(tmp_path, SETTINGS)
+    assert str(raised.value) == f"{path}: jobs: must be a number of processes, got {jobs}; {REMEDY}"
+
+
+def test_a_folder_that_is_swept_into_is_refused_until_that_has_ended(tmp_path):
+    with SweepFolder(tmp_path, SETTINGS) as files:
+        files.append(0, BLOCKS[0])
+        before = files_of(tmp_path)
+        with pytest.raises(SensitivityError) as raised:
+            SweepFolder(tmp_path, SETTINGS)
+        assert str(raised.value) == (
+            f"{tmp_path}: a sweep is running there; wait until it has ended, or give another folder"
+        )
+        assert files_of(tmp_path) == before
+    with SweepFolder(tmp_path, SETTINGS) as files:
+        assert files.blocks == {0: BLOCKS[0]}
 
 
 @pytest.mark.parametrize("engine", [{}, []])

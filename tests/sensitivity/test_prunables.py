@@ -13,7 +13,7 @@ from distiller.pruning.n_to_m import n_to_m_mask
 from distiller.sensitivity.prunables import (
     coupled_prunables,
     macs_by_weight,
-    removed_macs,
+    removed_work,
     single_prunables,
 )
 from distiller.thinning import apply_recipe, thinning_recipe
@@ -112,9 +112,9 @@ def test_no_schedule_is_made_of_activation_bits():
     )
 
 
-def test_filters_that_are_added_go_together(residual):
+def test_filters_that_are_added_go_together_with_the_channels_of_who_reads_them(residual):
     swept = ["conv1.weight", "conv2.weight", "conv3.weight"]
-    found, reasons = coupled_prunables(
+    found, reasons, _ = coupled_prunables(
         "filter", model_groups(residual, "test"), shapes_of(residual), swept, LEVELS
     )
     assert [(own.name, own.weights, own.curves, own.size) for own in found] == [
@@ -123,13 +123,13 @@ def test_filters_that_are_added_go_together(residual):
     ]
     assert reasons == {}
     assert {level: (a.units, a.elements) for level, a in found[0].amounts.items()} == {
-        0.25: (2, 2 * 9 + 2 * 36), 0.5: (4, 4 * 9 + 4 * 36),
+        0.25: (2, 2 * 9 + 2 * 36 + 2 * 36), 0.5: (4, 4 * 9 + 4 * 36 + 4 * 36),
     }  # fmt: skip
 
 
 def test_groups_go_by_their_name(residual):
     groups = model_groups(residual, "test")
-    found, reasons = coupled_prunables("group", groups, shapes_of(residual), ["conv2.weight"], LEVELS)
+    found, reasons, _ = coupled_prunables("group", groups, shapes_of(residual), ["conv2.weight"], LEVELS)
     assert [(own.name, own.weights, own.curves) for own in found] == [
         ("conv2.weight", ("conv2.weight",), ("conv2.weight",))
     ]
@@ -143,26 +143,30 @@ def test_groups_go_by_their_name(residual):
 
 def test_what_stays_whole_says_why(residual):
     groups = model_groups(residual, "test")
-    found, reasons = coupled_prunables("filter", groups, shapes_of(residual), ["conv1.weight"], LEVELS)
+    found, reasons, _ = coupled_prunables("filter", groups, shapes_of(residual), ["conv1.weight"], LEVELS)
     assert found == ()
     assert reasons == {"conv1.weight": "conv3.weight goes with it and was not swept"}
-    _, reasons = coupled_prunables("filter", groups, shapes_of(residual), ["fc.weight"], LEVELS)
+    _, reasons, _ = coupled_prunables("filter", groups, shapes_of(residual), ["fc.weight"], LEVELS)
     assert set(reasons) == {"fc.weight"}
 
 
-def test_macs_of_several_groups_are_those_of_the_thinned_network(residual):
+def test_macs_and_elements_of_several_groups_are_those_of_the_thinned_network(residual):
     groups = model_groups(residual, "test")
     swept = ["conv1.weight", "conv2.weight", "conv3.weight"]
-    found, _ = coupled_prunables("filter", groups, shapes_of(residual), swept, LEVELS)
+    found, _, elements = coupled_prunables("filter", groups, shapes_of(residual), swept, LEVELS)
     levels = {"conv1.weight": 0.5, "conv2.weight": 0.25}
     thinned = copy.deepcopy(residual)
     apply_recipe(thinned, thinning_recipe(thinned, groups, {"conv1.weight": range(4), "conv2.weight": (0,)}))
     dense, left = (total_macs(model, (1, 1, 8, 8)) for model in (residual, thinned))
-    assert removed_macs(groups, found, levels) == dense - left
-    alone = [removed_macs(groups, found, {name: level}) for name, level in levels.items()]
+    assert removed_work(groups, found, levels) == dense - left
+    alone = [removed_work(groups, found, {name: level}) for name, level in levels.items()]
     assert alone == [own.amounts[levels[own.name]].macs for own in found]
     assert sum(alone) > dense - left
-    assert removed_macs(groups, found, {"conv1.weight": 0.0}) == 0
+    assert removed_work(groups, found, {"conv1.weight": 0.0}) == 0
+    whole, small = (dict(model.named_parameters()) for model in (residual, thinned))
+    gone = sum(whole[name].numel() - small[name].numel() for name in swept)
+    assert removed_work(elements, found, levels) == gone
+    assert sum(own.amounts[levels[own.name]].elements for own in found) > gone
 
 
 def test_macs_are_those_of_the_layers_of_weights(residual):

@@ -62,7 +62,8 @@ def test_points_do_not_depend_on_the_order_in_which_blocks_are_done(order):
 
 def test_nothing_is_finished_before_the_last_block():
     standings = Standings(UNITS, 25, 10, None)
-    assert (standings.count, standings.finished, standings.active()) == (5, 0, None)
+    assert (standings.count, standings.finished, standings.active(0, 1)) == (5, 0, None)
+    assert standings.is_clear(9, 1)
     assert not standings.add(0, BLOCKS[0])
     assert not standings.add(2, BLOCKS[2])
     assert standings.points(finished_only=True) == []
@@ -79,7 +80,7 @@ def simulated(n, block_size, rates, error):
     standings = Standings([unit], n, block_size, error)
     seen = []
     for index, part in enumerate(torch.arange(n).split(block_size)):
-        active = standings.active()
+        active = standings.active(index, 1)
         wanted = [p for p in range(len(rates)) if active is None or (0, p) in active]
         seen.append(len(wanted))
         tallies = {
@@ -115,6 +116,38 @@ def test_with_an_error_points_end_when_they_are_known_and_their_intervals_hold()
 def test_a_point_is_known_at_a_look_of_the_rule_and_not_between():
     points, _, _, _ = simulated(4_000, 64, [0.01, 0.1, 0.4], 1.0)
     assert {point.n for point in points[1:]} <= set(StopRule(4_000, 64, 1.0).looks)
+
+
+def test_which_points_a_block_is_run_on_does_not_depend_on_what_is_known_by_then():
+    """Two points, the first of which is known after a block, the other one after four."""
+    count, size = 400, 50
+    unit = Unit("element", "a.weight", (0.1, 0.2), Variant)
+    lost = [0, size]
+    blocks = [
+        BlockScores(
+            Tally(size, size, size, 0.0),
+            {(0, p): Tally(size, size - lost[p] * (i % 2), size, 0.0, lost[p] * (i % 2)) for p in (0, 1)},
+        )
+        for i in range(count // size)
+    ]
+    straight = Standings([unit], count, size, 5.0)
+    wanted = []
+    for index, scores in enumerate(blocks):
+        assert straight.is_clear(index, 1)
+        wanted.append(straight.active(index, 1))
+        straight.add(index, scores)
+    begin = next(index for index, active in enumerate(wanted) if active is not None)
+    assert wanted[begin] == {(0, 1)}
+    for behind in (1, 3):
+        assert [straight.active(index, behind) for index in range(len(blocks))] == (
+            [None] * (behind - 1) + wanted
+        )[: len(blocks)]
+    early = Standings([unit], count, size, 5.0)
+    assert [early.is_clear(index, 3) for index in range(5)] == [True, True, True, False, False]
+    early.add(1, blocks[1])
+    assert not early.is_clear(3, 3)
+    early.add(0, blocks[0])
+    assert [early.is_clear(index, 3) for index in range(3, 6)] == [True, True, False]
 
 
 def test_an_error_out_of_range_is_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import runpy
@@ -152,6 +153,29 @@ def test_two_processes_write_the_same_file(net, tmp_path, error):
     assert first == second
 
 
+def test_a_sweep_goes_on_with_the_processes_it_began_with(net, tmp_path, monkeypatch):
+    """What a block is run on depends on how many there are."""
+    request = [AxisRequest("element", (0.3, 0.7))]
+    settings = tmp_path / "sensitivity.json"
+    run, calls = BlockEngine.run, []
+
+    def fail_once(self, *args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return run(self, *args)
+
+    monkeypatch.setattr(BlockEngine, "run", fail_once)
+    with pytest.raises(RuntimeError):
+        sensitivity_sweep(net, request, data(), tmp_path, jobs=1)
+    plain = json.loads(settings.read_text())
+    assert plain["jobs"] == 1
+    settings.write_text(json.dumps({**plain, "jobs": 2}))
+    progress = []
+    sensitivity_sweep(net, request, data(), tmp_path, jobs=None, on_progress=progress.append)
+    assert {step.jobs for step in progress} == {2}
+
+
 def test_where_images_influence_each_other_counts_are_those_of_whole_blocks(tmp_path, caplog):
     net = make("Mixing")
     points = sensitivity_sweep(net, [AxisRequest("element")], data(), tmp_path)
@@ -199,7 +223,8 @@ def test_fast_says_when_there_is_nothing_faster(net, tmp_path, caplog, monkeypat
     monkeypatch.setattr("distiller.sensitivity.tuning._is_faster", lambda *args: False)
     sensitivity_sweep(net, [AxisRequest("element", (0.5,))], data(), tmp_path, fast=True)
     assert told(caplog) == [
-        "fast: bfloat16 is not faster on this machine and was not used; every decision is exact"
+        "fast: bfloat16 was not used: it is not faster on this machine, or only inputs are rounded; every decision "
+        "is exact"
     ]
 
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from distiller.replay import read_program
+from distiller.replay import Program, read_program
 from distiller.sensitivity.axes import AXES, AxisContext, input_ranges
-from distiller.sensitivity.block_engine import Lane
+from distiller.sensitivity.lane import Lane, LanePart
 from distiller.sensitivity.tuning import choose_settings, image_bytes, traced_program
 from tests.replay.networks import images, make
 
@@ -95,16 +95,41 @@ def test_a_network_whose_images_influence_each_other_is_run_on_whole_blocks():
 
 
 def test_units_that_say_something_else_in_part_are_run_as_a_whole(monkeypatch):
-    real = Lane.run
+    real = LanePart.logits
 
-    def run(self, x, todo):
-        for place, logits in real(self, x, todo):
-            yield place, [own + (place == 2) for own in logits]
+    def logits(self, variants, at_once=None):
+        return [own + (self.lane.places == (2,)) for own in real(self, variants, at_once)]
 
-    monkeypatch.setattr(Lane, "run", run)
+    monkeypatch.setattr(LanePart, "logits", logits)
     settings, _ = chosen(make("Residual"))
     assert list(settings.whole) == [2]
     assert settings.whole[2].startswith("run in part, its logits differ by ")
+
+
+def test_units_are_tried_with_several_variants_together(monkeypatch):
+    """A network that counts its images, by a part that takes no notice of that."""
+    assert not chosen(make("Counting"))[0].whole
+    monkeypatch.setattr(Program, "without_images", lambda self: frozenset())
+    settings, _ = chosen(make("Counting"))
+    assert list(settings.whole) == [0]  # no layer comes after the other one
+    assert settings.whole[0].startswith("run in part, its logits differ by ")
+
+
+@pytest.mark.parametrize("failing, count", [("logits", 1), ("dense", 2)])
+def test_what_torch_does_not_run_in_part_is_run_as_a_whole(monkeypatch, failing, count):
+    """Of a unit; of the network, when it is looked at whether images influence each other."""
+    real, calls = {"logits": LanePart.logits, "dense": Lane.dense}[failing], []
+
+    def fail(self, *args):
+        calls.append(1)
+        if len(calls) == count:
+            raise RuntimeError("no kernel for that\nsecond line")
+        return real(self, *args)
+
+    monkeypatch.setattr(LanePart if failing == "logits" else Lane, failing, fail)
+    settings, units = chosen(make("Residual"))
+    places = [0] if failing == "logits" else range(len(units))
+    assert settings.whole == dict.fromkeys(places, "no kernel for that")
 
 
 def test_a_network_that_cannot_be_traced_says_why():
