@@ -7,7 +7,6 @@ other jobs are in `classifier_jobs.py`. Knows nothing about how flags are parsed
 from __future__ import annotations
 
 import logging
-import random
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -40,6 +39,7 @@ from distiller.apputils.model_checks import check_arch, check_finite, check_user
 from distiller.apputils.packing_usage import packs_only
 from distiller.apputils.progress import EpochProgress
 from distiller.apputils.results_card import ResultsCard, build_card
+from distiller.apputils.run_seed import choose_seed, seed_warning
 from distiller.apputils.stored_exits import prepared_exits
 from distiller.apputils.structure import history_of, recipes_of
 from distiller.config import file_config
@@ -101,7 +101,7 @@ class ClassifierCompressor:
         self.device, device_ids = choose_device(args.device, args.cpu, args.gpus)
         source = args.resumed_checkpoint_path or args.load_model_path
         self.checkpoint = read_checkpoint(source) if source else None
-        self.seed = self._choose_seed()
+        self.seed = choose_seed(args, self.checkpoint, trains=self.trains)
         _LOG.info("Random seed: %d", self.seed)
         set_deterministic(self.seed, args.deterministic)
         check_arch(args.arch)
@@ -332,16 +332,6 @@ class ClassifierCompressor:
             _LOG.info("confusion matrix (rows: true class, columns: predicted):\n%s", matrix)
         return result
 
-    def _choose_seed(self) -> int:
-        """Given, the resumed run's, or drawn; 0 for what does not train: the same images each time."""
-        args = self.args
-        if args.seed is not None:
-            return args.seed
-        if args.resumed_checkpoint_path and self.checkpoint is not None and "seed" in self.checkpoint.extras:
-            return int(self.checkpoint.extras["seed"])
-        is_drawn = self.trains and not args.deterministic
-        return random.SystemRandom().randint(1, 100_000) if is_drawn else 0
-
     def _check_run_of(self, checkpoint: Checkpoint) -> None:
         """See to it that what goes on is the run that the checkpoint is of.
 
@@ -356,14 +346,9 @@ class ClassifierCompressor:
                     f"{told}; give --dataset {theirs}, or take the weights only, with --exp-load-weights-from"
                 )
             _LOG.warning("%s", told)
-        seed = checkpoint.extras.get("seed")
-        if self.goes_on and seed not in (None, self.seed):
-            _LOG.warning(
-                "--seed %d: the resumed run's seed is %s. With another one the order and augmentation of "
-                "the images change, and which of them validate (some were trained on): the run does not end "
-                "as it would have without the interruption. Leave --seed out to go on with %s",
-                self.seed, seed, seed,
-            )  # fmt: skip
+        warning = seed_warning(self.args, checkpoint, self.seed, trains=self.trains, goes_on=self.goes_on)
+        if warning is not None:
+            _LOG.warning("%s", warning)
 
     def _kept_figures(self, name: str) -> Measurement | None:
         """Figures of another model that the checkpoint keeps in its extras."""

@@ -17,8 +17,10 @@ import torch
 from distiller.apputils.image_classifier import ClassifierCompressor
 from distiller.apputils.recommend_text import Choice
 from distiller.apputils.recommend_usage import GOALS
+from distiller.channel_groups import ChannelGroups
 from distiller.errors import SensitivityError, UsageError
 from distiller.names import named_parameters, unwrap
+from distiller.quantization.search.width_choice import WidthCost
 from distiller.sensitivity.curves import SensitivityPoint
 from distiller.sensitivity.group_work import cost_of_units
 from distiller.sensitivity.prunables import (
@@ -27,7 +29,7 @@ from distiller.sensitivity.prunables import (
     Prunable,
     coupled_prunables,
     macs_by_weight,
-    removed_macs,
+    removed_work,
     single_prunables,
 )
 from distiller.sensitivity.recommend import (
@@ -47,6 +49,8 @@ __all__ = ["Sweep", "choose_levels"]
 _STRUCTURED = ("filter", "group")
 _GOALS_OF = {"weight-bits": ("max_drop",), "rank": ("max_drop", "target_macs")}
 _PURPOSE = "--recommend"
+_MOST_PRODUCTS = 100_000
+"""With more the best choice is sought by what each level takes alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +81,30 @@ class _Found:
         reasons: why the rest of what was swept stays whole.
         elements: of all that was swept.
         macs: of the model.
-        together: MACs that really go at some levels; None: the sum.
+        groups: with MACs, and with those elements, as their work; None: levels take what they take alone.
     """
 
     prunables: tuple[Prunable, ...]
     reasons: Mapping[str, str]
     elements: int
     macs: int
-    together: Together | None = None
+    groups: tuple[ChannelGroups, ChannelGroups] | None = None
+
+    def together(self, counts_macs: bool) -> Together | None:
+        """MACs or elements that really go at some levels; None: the sum."""
+        if self.groups is None:
+            return None
+        counted = self.groups[0 if counts_macs else 1]
+        cost = cost_of_units(counted, [own.name for own in self.prunables])
+        if cost is not None and self._products(cost) > _MOST_PRODUCTS:
+            cost = None
+        return Together(partial(removed_work, counted, self.prunables), cost)
+
+    def _products(self, cost: WidthCost[str]) -> int:
+        """Of two levels each that the cost has; the time of the solver grows with them."""
+        levels: dict[str | int, int] = {own.name: len(own.amounts) + 1 for own in self.prunables}
+        pairs = {frozenset((product.first, product.second)) for product in cost.products}
+        return sum(prod(levels[name] for name in pair) for pair in pairs if len(pair & levels.keys()) == 2)
 
 
 def choose_levels(compressor: ClassifierCompressor, sweep: Sweep) -> Choice:
@@ -113,7 +133,7 @@ def choose_levels(compressor: ClassifierCompressor, sweep: Sweep) -> Choice:
         for own in found.prunables
     }
     total = found.macs if counts_macs else found.elements
-    best = recommend(options, goal, total, found.together if counts_macs else None)
+    best = recommend(options, goal, total, found.together(counts_macs))
     taken = {
         own.name: own.amounts[best.levels[own.name]]
         for own in found.prunables
@@ -129,15 +149,8 @@ def _coupled(
     model = unwrap(compressor.model)
     groups = model_groups(model, _PURPOSE)
     shapes = _shapes(compressor, sweep, swept if sweep.axis == "filter" else ())
-    prunables, reasons = coupled_prunables(sweep.axis, groups, shapes, swept, levels)
-    elements = (
-        sum(prod(shapes[name]) for name in swept)
-        if sweep.axis == "filter"
-        else sum(own.elements for own in prunables)
-    )
-    cost = cost_of_units(groups, [own.name for own in prunables])
-    together = Together(partial(removed_macs, groups, prunables), cost)
-    return _Found(prunables, reasons, elements, groups.macs(), together)
+    prunables, reasons, elements = coupled_prunables(sweep.axis, groups, shapes, swept, levels)
+    return _Found(prunables, reasons, elements.macs(), groups.macs(), (groups, elements))
 
 
 def _single(
@@ -173,7 +186,11 @@ def _options(
 
 def _reached(compressor: ClassifierCompressor, axis: str, taken: Mapping[str, Amount], found: _Found) -> str:
     """What the levels come to, counted exactly."""
-    elements = sum(amount.elements for amount in taken.values())
+    removed = {name: range(amount.units) for name, amount in taken.items()}
+    if found.groups is None:
+        elements = sum(amount.elements for amount in taken.values())
+    else:
+        elements = found.elements - found.groups[1].macs(removed)
     if axis == "weight-bits":
         bits = DENSE_BITS - elements / found.elements
         return f"Reached: {bits:.2f} bits an element of the swept weights, {DENSE_BITS} before."
@@ -187,15 +204,13 @@ def _reached(compressor: ClassifierCompressor, axis: str, taken: Mapping[str, Am
         f"Reached: {100 * elements / found.elements:.2f} % of the elements of the swept weights are zero "
         f"({elements:,} of {found.elements:,})"
     )
-    if axis not in _STRUCTURED:
+    if found.groups is None:
         left = 1 - sum(amount.macs for amount in taken.values()) / found.macs
         return (
             f"{zeros}; {100 * left:.2f} % of the MACs are multiplications by weights that are not zero; "
             "dense kernels do not save the others."
         )
-    model = unwrap(compressor.model)
-    groups = model_groups(model, _PURPOSE)
-    removed = {name: range(amount.units) for name, amount in taken.items()}
+    model, (groups, _) = unwrap(compressor.model), found.groups
     smaller = copy.deepcopy(model)
     apply_recipe(smaller, thinning_recipe(smaller, groups, removed))
     before, after = (sum(param.numel() for param in net.parameters()) for net in (model, smaller))

@@ -32,7 +32,7 @@ from distiller.schedule_yaml import parse_document
 from distiller.scheduler import CompressionScheduler
 from distiller.sensitivity.axes import find_axis
 from distiller.sensitivity.fingerprint import weights_fingerprint
-from distiller.sensitivity.folder import BLOCKS_NAME, CSV_NAME, SETTINGS_NAME
+from distiller.sensitivity.folder import BLOCKS_NAME, CSV_NAME, SETTINGS_NAME, missing_points
 from distiller.sensitivity.level_sensitivity import sensitivity_of_level
 from distiller.sensitivity.point_file import read_settings
 from distiller.sensitivity.report import points_from_csv
@@ -99,10 +99,22 @@ def _read_sweep(args: Namespace, model: nn.Module) -> Sweep:
             f"--recommend {given}: is the sweep of other weights than this model's; give the checkpoint that "
             "was swept, with --resume-from or --exp-load-weights-from"
         )
+    try:
+        missing = missing_points(settings, points) if "axes" in settings else []
+        block = int((settings.get("context") or {}).get("block", _BLOCK))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise SensitivityError(
+            f"--recommend {given}: {path.name} is not of a sweep, {type(error).__name__}: {error}; give the "
+            "run folder of one, or its CSV file alone"
+        ) from error
+    if missing:
+        raise SensitivityError(
+            f"--recommend {given}: {len(missing)} points of the sweep are not in {file.name}, the first is "
+            f"{missing[0]}; sweep anew, or give the whole file"
+        )
     axis = _axis(args, [point.axis for point in points], settings)
     own = [point for point in points if point.axis in (axis, "")]
-    block = (settings.get("context") or {}).get("block", _BLOCK)
-    return Sweep(file, axis, find_axis(axis).dense_level, own, int(block))
+    return Sweep(file, axis, find_axis(axis).dense_level, own, block)
 
 
 def _axis(args: Namespace, found: Sequence[str], settings: Mapping[str, Any]) -> str:
@@ -165,5 +177,7 @@ def _command(compressor: ClassifierCompressor) -> str:
     words = ["python", "compress_classifier.py", *(["DATASET_DIR"] if args.data else [])]
     words += ["--arch", args.arch, "--dataset", compressor.dataset, "--compress", SCHEDULE_NAME]
     words += ["--resume-from", "CHECKPOINT", "--reset-optimizer", "--epochs", str(args.recommend_epochs)]
-    words += ["-b", str(args.batch_size), "--lr", "0.02", "--wd", "1e-4", "--seed", "1"]
+    checkpoint = compressor.checkpoint  # by its own seed the same images validate
+    seed = 1 if checkpoint is None else checkpoint.extras.get("seed", 1)
+    words += ["-b", str(args.batch_size), "--lr", "0.02", "--wd", "1e-4", "--seed", str(seed)]
     return shlex.join(words)

@@ -142,5 +142,6 @@ def verified(predicted: float, dense: EvalResult, compressed: EvalResult) -> str
     return (
         f"In one shot, without training (--verify): top-1 {compressed.top1:.2f} % "
         f"({compressed.top1_correct:,} of {compressed.n:,}), dense {dense.top1:.2f} % "
-        f"({dense.top1_correct:,}): a drop of {drop:.2f} points, {predicted:.2f} were predicted."
+        f"({dense.top1_correct:,}), of the test images: a drop of {drop:.2f} points, {predicted:.2f} were "
+        "predicted by the images of the sweep."
     )

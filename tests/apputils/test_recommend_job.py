@@ -9,7 +9,7 @@ import yaml
 
 from distiller.apputils import classifier_jobs as jobs
 from distiller.apputils import recommend_job
-from distiller.apputils.checkpoint import read_checkpoint
+from distiller.apputils.checkpoint import read_checkpoint, save_checkpoint
 from distiller.apputils.image_classifier import ClassifierCompressor
 from distiller.config import file_config
 from distiller.errors import DistillerError, SensitivityError, UsageError
@@ -118,7 +118,7 @@ def test_sensitivities_begin_with_the_levels_and_are_verified(flags, open_run, e
     (sensitivities,) = [pruner["sensitivities"] for pruner in schedule["pruners"].values()]
     assert list(sensitivities) == ["fc1.weight"]
     assert "In one shot, without training (--verify): top-1 " in caplog.text
-    assert "1.50 were predicted." in said_in(text)
+    assert "1.50 were predicted by the images of the sweep." in said_in(text)
 
 
 def test_one_shot_is_the_test_of_the_masked_model(flags, open_run, element):
@@ -211,6 +211,25 @@ def test_the_schedule_trains_to_its_levels(flags, open_run, tmp_path, axis, slop
     else:
         for name in slopes:
             assert int((trained[name] == 0).sum()) == trained[name].numel() // 2
+
+
+def test_zeros_of_groups_are_counted_as_they_are_masked(flags, open_run, tmp_path):
+    """With the channels of what reads them, each element once."""
+    swept = ["conv1.weight", "conv2.weight", "fc1.weight"]
+    folder = sweep_of(flags(NET), tmp_path / "sweep", "group", dict.fromkeys(swept, 1.0), levels=(0.3, 0.5))
+    command = f"{NET} --target-sparsity 0.6 --recommend-epochs 2"
+    text, schedule = recommended(flags, open_run, command, folder)
+    del schedule["extensions"]
+    schedule["policies"] = [entry for entry in schedule["policies"] if "extension" not in entry]
+    masked = tmp_path / "masked.yaml"
+    masked.write_text(yaml.safe_dump(schedule))
+    jobs.run_job(flags(f"{NET} --epochs 2 --etrs 0.05 --compress", masked), open_run)
+    trained = read_checkpoint(open_run.folder / "checkpoint.pth.tar").state_dict
+    zeros, elements = (sum(map(count, (trained[name] for name in swept))) for count in (
+        lambda weight: int((weight == 0).sum()), torch.Tensor.numel,
+    ))  # fmt: skip
+    assert zeros / elements >= 0.6
+    assert f"({zeros:,} of {elements:,})" in said_in(text)
 
 
 def refused(flags, open_run, command, folder, kind: type[DistillerError] = UsageError):
@@ -308,6 +327,46 @@ def test_settings_that_are_no_settings_are_refused(flags, open_run, element):
     path.write_text("[1]")
     told = refused(flags, open_run, "--max-drop 1", element, SensitivityError)
     assert told.startswith(f"{path}: not the settings of a sweep, got a list; ")
+
+
+@pytest.mark.parametrize(
+    "settings, fault",
+    [
+        ({"context": [1]}, "AttributeError: 'list' object has no attribute 'get'"),
+        ({"context": {"block": "x"}}, "ValueError: invalid literal for int() with base 10: 'x'"),
+        ({"axes": [{"axis": "element"}]}, "KeyError: 'parameters'"),
+    ],
+)
+def test_settings_that_no_sweep_has_are_refused(flags, open_run, element, settings, fault):
+    path = element / "sensitivity.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    assert refused(flags, open_run, "--max-drop 1", element, SensitivityError) == (
+        f"--recommend {element}: sensitivity.json is not of a sweep, {fault}; give the run folder of one, or its CSV "
+        "file alone"
+    )
+
+
+def test_a_file_that_lost_some_of_its_points_is_refused(flags, open_run, element):
+    path, file = element / "sensitivity.json", element / "sensitivity.csv"
+    axes = [{"axis": "element", "levels": [0.0, *LEVELS], "parameters": list(FC)}]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "axes": axes}))
+    recommended(flags, open_run, "--max-drop 1", element)
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-4]))
+    with pytest.raises(SensitivityError) as error:
+        recommended(flags, open_run, "--max-drop 1", element)
+    assert str(error.value) == (
+        f"--recommend {element}: 4 points of the sweep are not in sensitivity.csv, the first is fc3.weight at 0 along "
+        "element; sweep anew, or give the whole file"
+    )
+
+
+def test_the_training_has_the_seed_of_the_checkpoint(flags, open_run, tmp_path):
+    model = unwrap(ClassifierCompressor(flags()).model)
+    path = save_checkpoint(0, "lenet_300_100", model, name="x", dir=tmp_path, extras={"seed": 77})
+    folder = sweep_of(flags(), tmp_path / "sweep", "element", FC, weights=weights_fingerprint(model))
+    command = f"--exp-load-weights-from {path} --max-drop 1"
+    text, _ = recommended(flags, open_run, command, folder)
+    assert "--seed 77" in text
 
 
 def test_names_that_the_model_does_not_have_are_refused(flags, open_run, tmp_path):
