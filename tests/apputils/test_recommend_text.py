@@ -58,6 +58,6 @@ def test_the_pruner_says_how_it_prunes(pruner, told):
 
 def test_predicted_and_measured_drop_stand_beside_each_other():
     assert verified(1.5, EvalResult(0.3, 900, 990, 1000), EvalResult(0.4, 880, 990, 1000)) == (
-        "In one shot, without training (--verify): top-1 88.00 % (880 of 1,000), dense 90.00 % (900): "
-        "a drop of 2.00 points, 1.50 were predicted."
+        "In one shot, without training (--verify): top-1 88.00 % (880 of 1,000), dense 90.00 % (900), "
+        "of the test images: a drop of 2.00 points, 1.50 were predicted by the images of the sweep."
     )

@@ -4,6 +4,7 @@ Says "starting" when it begins, and the numbers of its processes as they are sta
 """
 
 import os
+import signal
 
 import torch
 
@@ -13,6 +14,7 @@ from distiller.sensitivity.block_pool import BlockPool, BlockTask
 from tests.replay.networks import images, make
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs have not
     model = make("Residual")
     units = AXES["element"].units(model, ["*"], (0.3, 0.8), AxisContext())
     os.write(1, b"starting\n")

@@ -47,13 +47,26 @@ def test_several_processes_say_what_one_says_of_what_is_wanted():
     assert_modes_came_back(model)
     with BlockPool(model, units_of(model), SETTINGS, jobs=2) as pool:
         together, wanted = (dict(pool.run(tasks(active))) for active in (None, {(1, 0)}))
+        patient: dict = {}
+        for index, scores in pool.run(one_after_another(patient)):
+            patient.update({index: scores})
     assert_modes_came_back(model)
+    assert list(patient) == [0, 1, 2, 3]
+    assert patient == alone
     assert sorted(alone) == [0, 1, 2, 3]
     assert together == alone
     assert {tuple(block.points) for block in wanted.values()} == {((1, 0),)}
     assert wanted == wanted_alone
     assert multiprocessing.active_children() == []
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def one_after_another(taken):
+    """Tasks, each of which has to wait for the result of the one before."""
+    for task in tasks():
+        while len(taken) < task.index:
+            yield None
+        yield task
 
 
 def assert_modes_came_back(model):
@@ -73,21 +86,6 @@ def test_tasks_are_asked_for_when_there_is_room():
     done = run(model, units_of(model), counted(), jobs=1)
     next(done)
     assert asked == [0]
-
-
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_a_block_that_has_to_wait_for_a_result_is_asked_for_again(jobs):
-    model, taken = make("Plain"), []
-
-    def patient():
-        for task in tasks():
-            while jobs > 1 and len(taken) < task.index:
-                yield None
-            yield task
-
-    for index, _ in run(model, units_of(model), patient(), jobs):
-        taken.append(index)
-    assert taken == [0, 1, 2, 3]
 
 
 def test_a_model_that_is_not_on_the_cpu_takes_one_process():

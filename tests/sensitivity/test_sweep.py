@@ -28,6 +28,7 @@ from distiller.sensitivity import (
 )
 from distiller.sensitivity.axes import AXES
 from distiller.sensitivity.block_engine import BlockEngine
+from distiller.sensitivity.block_pool import BlockPool
 from distiller.sensitivity.curves import curves_by_axis
 from tests.replay.networks import images, make
 
@@ -171,9 +172,15 @@ def test_a_sweep_goes_on_with_the_processes_it_began_with(net, tmp_path, monkeyp
     plain = json.loads(settings.read_text())
     assert plain["jobs"] == 1
     settings.write_text(json.dumps({**plain, "jobs": 2}))
-    progress = []
-    sensitivity_sweep(net, request, data(), tmp_path, jobs=None, on_progress=progress.append)
-    assert {step.jobs for step in progress} == {2}
+    asked = []
+
+    def pool(model, units, engine, jobs):
+        asked.append(jobs)
+        return BlockPool(model, units, engine, 1)
+
+    monkeypatch.setattr("distiller.sensitivity.sweep.BlockPool", pool)
+    sensitivity_sweep(net, request, data(), tmp_path, jobs=None)
+    assert asked == [2]
 
 
 def test_where_images_influence_each_other_counts_are_those_of_whole_blocks(tmp_path, caplog):
