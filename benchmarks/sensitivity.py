@@ -3,8 +3,8 @@
 The plain loop evaluates the whole network for every weight and level (22 weights x 20 levels on ResNet-20),
 images in memory, in inference mode, on all threads, in batches of 256 as the command line has by default; the
 engine has one process for each thread. They take turns of 256 images; that every count agrees is checked.
-What pruning takes the plain loop is not counted. Its batch size is nobody's choice, and with batches of the
-fastest size it is faster: how much is measured too, and the ratio that follows is beside, without a bar.
+What pruning takes the plain loop is not counted. Its batch size is not tuned; with batches of the fastest
+size it is faster: how much is measured too, and the ratio that follows is beside, without a bar.
 
     python benchmarks/sensitivity.py            # ResNet-20 on 1,000 images, VGG-16 and ResNet-18 on fewer
     python benchmarks/sensitivity.py --full     # ResNet-20 on all 10,000, and statistical mode: over an hour
