@@ -157,17 +157,16 @@ class BlockEngine:
     def _from_lane(
         self, lane: Lane, images: Tensor, todo: Mapping[int, Sequence[_Distinct]]
     ) -> Iterator[tuple[int, _Distinct, Tensor]]:
-        parts: dict[int, list[LanePart]] = {place: [] for place in lane.places if todo[place]}
-        late = self._late(lane, images, todo) & parts.keys()
-        found: dict[int, list[list[Tensor]]] = {place: [] for place in parts}
-        for chunk in images.split(self.settings.chunk) if parts else ():
-            for place, part in lane.run(chunk, list(parts)):
+        found: dict[int, list[list[Tensor]]] = {place: [] for place in lane.places if todo[place]}
+        late: dict[int, list[LanePart]] = {place: [] for place in self._late(lane, images, todo)}
+        for chunk in images.split(self.settings.chunk) if found else ():
+            for place, part in lane.run(chunk, list(found)):
                 if place in late:
-                    parts[place].append(part.kept())
+                    late[place].append(part.kept())
                 else:
                     found[place] += self._of_parts([part], place, todo[place])
-        for place in late:
-            found[place] = self._of_parts(parts.pop(place), place, todo[place])
+        for place in list(late):
+            found[place] = self._of_parts(late.pop(place), place, todo[place])
         for place, by_chunk in found.items():
             for own, logits in zip(todo[place], zip(*by_chunk, strict=True), strict=True):
                 yield place, own, torch.cat(logits)
