@@ -18,10 +18,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ from distiller.sensitivity.block_engine import BlockEngine, BlockScores, EngineS
 from distiller.sensitivity.tuning import traced_program
 from distiller.sensitivity.units import Unit
 
+_START: Literal["spawn", "forkserver"] = "spawn"
+"""How processes come to be: each anew, as copies of this one would hang on the locks of its threads."""
 _PATIENCE = 5.0
 """Seconds that a process has to end by itself."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -129,9 +131,9 @@ class _OwnProcess:
 
 class _OtherProcesses:
     def __init__(self, payload: bytes, jobs: int) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(_START)
         threads = max(1, torch.get_num_threads() // jobs)
-        self._workers: dict[Connection, SpawnProcess] = {}
+        self._workers: dict[Connection, BaseProcess] = {}
         try:
             with _uninterrupted(), _with_huge_pages():
                 for _ in range(jobs):
@@ -189,13 +191,19 @@ class _OtherProcesses:
         except (EOFError, OSError) as error:
             process = self._workers[worker]
             process.join()
-            raise SensitivityError(
-                f"sensitivity: a process ended with exit status {process.exitcode}, out of memory perhaps; "
-                "what was measured is kept: go on with fewer --sense-jobs"
-            ) from error
+            raise SensitivityError(_gone(process.exitcode)) from error
         if isinstance(scores, DistillerError):
             raise scores
         return index, scores
+
+
+def _gone(status: int | None) -> str:
+    if status == -signal.SIGKILL:
+        told, remedy = "was killed, out of memory perhaps", "with fewer --sense-jobs"
+    else:
+        told = f"ended with exit status {status}, and its own message if it had one"
+        remedy = "when that is mended, or with --sense-jobs 1"
+    return f"sensitivity: a process {told}; what was measured is kept: go on {remedy}"
 
 
 def _engine(model: nn.Module, units: Sequence[Unit], settings: EngineSettings, images: Tensor) -> BlockEngine:

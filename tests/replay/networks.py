@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from distiller.replay import Program, read_program
 
 
 class Plain(nn.Module):
@@ -176,6 +180,12 @@ def make(name: str) -> nn.Module:
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.normal_()
     return model.eval()
+
+
+@cache
+def program_of(name: str, count: int = 3) -> Program:
+    """The steps of one of them, as read with so many images; they hold no weight, and take no change."""
+    return read_program(make(name), images(count, seed=2))
 
 
 def images(count: int = 7, seed: int = 11) -> Tensor:

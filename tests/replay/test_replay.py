@@ -11,7 +11,7 @@ from torch import nn
 from distiller.errors import GraphTraceError
 from distiller.names import named_buffers, named_parameters
 from distiller.replay import Rerun, Variant, applied, clean_pass, folded_norms, read_program
-from tests.replay.networks import NETWORKS, images, make
+from tests.replay.networks import NETWORKS, images, make, program_of
 
 
 def state_of(model):
@@ -51,7 +51,7 @@ def variants(model, name, levels=(0.3, 0.5, 0.6, 0.8, 0.9)):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_clean_pass_is_the_network(name):
     model, x = make(name), images()
-    program = read_program(model, images(7, seed=2))
+    program = program_of(name, 7)
     ((at, value),) = clean_pass(program, state_of(model), x, [])
     with torch.no_grad():
         assert at == -1
@@ -67,7 +67,7 @@ def more_and_more(step):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_parameter_changed_gives_what_the_changed_network_gives(name, at_once):
     model, x = make(name), images()
-    program = read_program(model, images(7, seed=2))
+    program = program_of(name, 7)
     for parameter, _ in named_parameters(model):
         changed = variants(model, parameter)
         found, dense = rerun(
@@ -81,7 +81,7 @@ def test_every_parameter_changed_gives_what_the_changed_network_gives(name, at_o
 @pytest.mark.parametrize("name", ["Plain", "Residual", "Branches"])
 def test_a_part_is_the_network_bit_for_bit(name):
     model, x = make(name), images()
-    program = read_program(model, images(3))
+    program = program_of(name)
     for parameter, value in named_parameters(model):
         if value.dim() == 4:
             changed = variants(model, parameter)
@@ -94,7 +94,7 @@ def test_a_part_is_the_network_bit_for_bit(name):
 @pytest.mark.parametrize("name", ["Plain", "Residual", "Branches", "Tied", "Attention"])
 def test_filters_and_channels_that_are_zero_give_what_the_network_without_them_gives(name, dim):
     model, x = make(name), images()
-    program = read_program(model, images(7, seed=2))
+    program = program_of(name, 7)
     for parameter, weight in named_parameters(model):
         if weight.dim() < 2:
             continue
@@ -114,7 +114,7 @@ def test_filters_and_channels_that_are_zero_give_what_the_network_without_them_g
 
 def test_zero_filters_are_exact_bit_for_bit():
     model, x = make("Residual"), images()
-    program = read_program(model, images(3))
+    program = program_of("Residual")
     weight = model.conv2.weight.detach().clone()
     weight[[1, 4]] = 0
     (found,), _ = rerun(model, program, ["conv2.weight"], [Variant({"conv2.weight": weight}, {})], x)
@@ -123,7 +123,7 @@ def test_zero_filters_are_exact_bit_for_bit():
 
 def test_zero_filters_cost_no_run_of_their_layer(monkeypatch):
     model, x = make("Residual"), images()
-    program = read_program(model, images(3))
+    program = program_of("Residual")
     weight = model.conv2.weight.detach().clone()
     weight[[1, 4]] = 0
     part = Rerun(program, ["conv2.weight"])
@@ -138,7 +138,7 @@ def test_zero_filters_cost_no_run_of_their_layer(monkeypatch):
 
 
 def test_only_what_depends_on_the_change_is_run():
-    program = read_program(make("Residual"), images(3))
+    program = program_of("Residual")
     part = Rerun(program, ["short.0.weight"])
     assert {step.module for step in part.steps if step.kind == "conv2d"} == {"short.0"}
     assert [step.kind for step in Rerun(program, ["fc.weight"]).steps] == ["linear"]
@@ -147,7 +147,7 @@ def test_only_what_depends_on_the_change_is_run():
 
 def test_several_parameters_and_buffers_change_together():
     model, x = make("Residual"), images()
-    program = read_program(model, images(3))
+    program = program_of("Residual")
     tensors = {
         "conv1.weight": model.conv1.weight.detach() * 0.5,
         "norm1.bias": model.norm1.bias.detach() + 1,
@@ -160,7 +160,7 @@ def test_several_parameters_and_buffers_change_together():
 @pytest.mark.parametrize("layer", ["stem", "conv1", "conv2", "short.0", "fc"])
 def test_a_changed_input_changes_that_layer_alone(layer):
     model, x = make("Residual"), images()
-    program = read_program(model, images(3))
+    program = program_of("Residual")
     inputs = {layer: lambda value: torch.round(value * 4) / 4}
     found, _ = rerun(model, program, [], [Variant({}, inputs)] * 3, x, inputs=[layer], at_once=2)
     for logits in found:
@@ -169,7 +169,7 @@ def test_a_changed_input_changes_that_layer_alone(layer):
 
 @pytest.mark.parametrize("layer, count", [("norm", 0), ("missing", 0)])
 def test_an_input_of_what_is_no_layer_is_refused(layer, count):
-    program = read_program(make("Residual"), images(3))
+    program = program_of("Residual")
     with pytest.raises(GraphTraceError) as raised:
         Rerun(program, [], [layer])
     assert str(raised.value) == (
@@ -178,7 +178,7 @@ def test_an_input_of_what_is_no_layer_is_refused(layer, count):
 
 
 def test_an_input_of_a_layer_that_is_run_twice_is_refused():
-    program = read_program(make("Tied"), images(3))
+    program = program_of("Tied")
     with pytest.raises(
         GraphTraceError, match="'again' is 2 convolutions or linear layers, one that is run once"
     ):
@@ -187,7 +187,7 @@ def test_an_input_of_a_layer_that_is_run_twice_is_refused():
 
 def test_nothing_that_is_given_is_written_over():
     model, x = make("Plain"), images()
-    program = read_program(model, images(3))
+    program = program_of("Plain")
     kept, before = x.clone(), copy.deepcopy(model.state_dict())
     weight = model.conv1.weight.detach() * 2
     changes = [Variant({"conv1.weight": weight}, {})] * 2
@@ -200,7 +200,7 @@ def test_nothing_that_is_given_is_written_over():
 
 def test_norms_are_folded_where_a_convolution_feeds_them_alone():
     model = make("Residual")
-    program = read_program(model, images(3))
+    program = program_of("Residual")
     folds = folded_norms(program, state_of(model))
     assert len(folds) == 4
     assert {fold.step.module for fold in folds} == {"stem", "conv1", "conv2", "short.0"}
@@ -214,7 +214,7 @@ def test_folded_norms_give_the_same_within_rounding(channels_last):
             model.to(memory_format=torch.channels_last),
             x.contiguous(memory_format=torch.channels_last),
         )
-    program = read_program(model, images(3))
+    program = program_of("Residual")
     folds = folded_norms(program, state_of(model))
     for parameter, _ in named_parameters(model):
         changed = variants(model, parameter)
@@ -227,7 +227,7 @@ def test_folded_norms_give_the_same_within_rounding(channels_last):
 
 def test_a_norm_that_is_changed_is_not_folded():
     model = make("Residual")
-    program = read_program(model, images(3))
+    program = program_of("Residual")
     folds = folded_norms(program, state_of(model))
     kinds = [step.kind for step in Rerun(program, ["norm1.weight"], (), folds).steps]
     assert kinds.count("_native_batch_norm_legit_no_training") == 1  # its own; that of conv2 is folded
@@ -235,12 +235,12 @@ def test_a_norm_that_is_changed_is_not_folded():
 
 @pytest.mark.parametrize("name, batch", [("Plain", None), ("Residual", None), ("FixedBatch", 3)])
 def test_the_number_of_images_is_open_where_the_network_allows_it(name, batch):
-    assert read_program(make(name), images(3)).batch == batch
+    assert program_of(name).batch == batch
 
 
 def test_results_are_kept_no_longer_than_they_are_needed():
     model, x = make("Plain"), images()
-    program = read_program(model, images(3))
+    program = program_of("Plain")
     part = Rerun(program, ["fc2.weight"])
     for at, value in clean_pass(program, state_of(model), x, [part]):
         if at == 0:

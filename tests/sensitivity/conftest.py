@@ -1,3 +1,5 @@
+import multiprocessing
+
 import pytest
 import torch
 from torch import nn
@@ -24,3 +26,11 @@ class TinyCnn(nn.Module):
 def model() -> nn.Module:
     torch.manual_seed(7)
     return TinyCnn()
+
+
+@pytest.fixture
+def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of a sweep are forks of one that has imported all they need, which each would take seconds for."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["distiller.sensitivity.block_pool", "tests.sensitivity.conftest"])
+    monkeypatch.setattr("distiller.sensitivity.block_pool._START", "forkserver")

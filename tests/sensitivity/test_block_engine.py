@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from distiller.names import named_modules, named_parameters
-from distiller.replay import Variant, applied, read_program
+from distiller.replay import Variant, applied
 from distiller.sensitivity import block_engine
 from distiller.sensitivity.axes import AXES, AxisContext, input_ranges
 from distiller.sensitivity.block_engine import BlockEngine, EngineSettings
 from distiller.sensitivity.decisions import Tally, right_answers
 from distiller.sensitivity.lane import Lane, LanePart
 from distiller.sensitivity.units import Unit
-from tests.replay.networks import images, make
+from tests.replay.networks import images, make, program_of
 
 X = images(23)
 Y = torch.randint(10, (23,), generator=torch.Generator().manual_seed(3))
@@ -60,7 +60,7 @@ def assert_same(found, expected):
 def test_every_point_of_every_axis_is_that_of_the_plain_loop(name, axis, settings):
     model = make(name)
     units = units_of(model, axis)
-    engine = BlockEngine(model, read_program(model, X[:3]), units, settings)
+    engine = BlockEngine(model, program_of(name), units, settings)
     scores = engine.run(X, Y)
     assert_same(scores.points, plain(model, units))
     assert scores.dense == Tally.of(model(X).detach(), Y)
@@ -72,13 +72,13 @@ def test_every_point_of_every_axis_is_that_of_the_plain_loop(name, axis, setting
 def test_networks_of_any_shape(name, axis):
     model = make(name)
     units = units_of(model, axis)
-    engine = BlockEngine(model, read_program(model, X[:3]), units, EngineSettings(5))
+    engine = BlockEngine(model, program_of(name), units, EngineSettings(5))
     assert_same(engine.run(X, Y).points, plain(model, units))
 
 
 def test_a_network_of_a_fixed_batch_is_filled_up():
     model = make("FixedBatch")
-    program = read_program(model, X[:3])
+    program = program_of("FixedBatch")
     units = units_of(model, "element")
     engine = BlockEngine(model, program, units, EngineSettings(chunk=3))  # 23 = 7 * 3 + 2
     logits = torch.cat([Lane(model, program, units, ()).dense(chunk) for chunk in X.split(3)])
@@ -90,7 +90,7 @@ def test_a_network_of_a_fixed_batch_is_filled_up():
 def test_without_a_program_and_for_units_that_cannot_be_cut_the_plain_loop_is_run():
     model = make("Residual")
     units = units_of(model, "element")
-    program = read_program(model, X[:3])
+    program = program_of("Residual")
     expected = plain(model, units)
     for given, settings in ((None, EngineSettings(8)), (program, EngineSettings(8, whole={0: "", 3: ""}))):
         assert_same(BlockEngine(model, given, units, settings).run(X, Y).points, expected)
@@ -99,7 +99,7 @@ def test_without_a_program_and_for_units_that_cannot_be_cut_the_plain_loop_is_ru
 def test_only_the_points_that_are_wanted_are_run():
     model = make("Residual")
     units = units_of(model, "element")
-    engine = BlockEngine(model, read_program(model, X[:3]), units, EngineSettings(8))
+    engine = BlockEngine(model, program_of("Residual"), units, EngineSettings(8))
     wanted = {(0, 3), (4, 18), (4, 2)}
     found = engine.run(X, Y, wanted).points
     assert_same(found, {place: tally for place, tally in plain(model, units).items() if place in wanted})
@@ -112,7 +112,7 @@ def test_levels_that_are_the_same_are_run_once(monkeypatch):
     runs = []
     original = LanePart.logits
     monkeypatch.setattr(LanePart, "logits", _noted(original, runs))
-    engine = BlockEngine(model, read_program(model, X[:3]), units[:1], EngineSettings(32))
+    engine = BlockEngine(model, program_of("Residual"), units[:1], EngineSettings(32))
     points = engine.run(X, Y).points
     assert runs == [2]
     assert (
@@ -135,7 +135,7 @@ def test_a_decision_too_close_to_call_is_made_by_the_plain_loop(monkeypatch):
     """Two equal logits: the part that is run says what its order of summation says, the plain loop decides."""
     model = make("Plain")
     units = units_of(model, "element", (0.5,))
-    engine = BlockEngine(model, read_program(model, X[:3]), units, EngineSettings(32))
+    engine = BlockEngine(model, program_of("Plain"), units, EngineSettings(32))
     tie = torch.zeros(len(X), 10)
     monkeypatch.setattr(LanePart, "logits", lambda self, variants: [tie])
     assert_same(engine.run(X, Y).points, plain(model, units))
@@ -144,7 +144,7 @@ def test_a_decision_too_close_to_call_is_made_by_the_plain_loop(monkeypatch):
 def test_a_decision_that_is_clear_is_not_made_again(monkeypatch):
     model = make("Plain")
     units = units_of(model, "element", (0.5,))
-    engine = BlockEngine(model, read_program(model, X[:3]), units, EngineSettings(32))
+    engine = BlockEngine(model, program_of("Plain"), units, EngineSettings(32))
     clear = nn.functional.one_hot(Y, 10).float()
     monkeypatch.setattr(LanePart, "logits", lambda self, variants: [clear])
     assert all(tally.top1 == len(Y) for tally in engine.run(X, Y).points.values())
@@ -154,7 +154,7 @@ def test_the_model_stays_as_it_is():
     model = make("Residual")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     units = units_of(model, "element")
-    BlockEngine(model, read_program(model, X[:3]), units, EngineSettings(8, True, whole={1: ""})).run(X, Y)
+    BlockEngine(model, program_of("Residual"), units, EngineSettings(8, True, whole={1: ""})).run(X, Y)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
         assert value.is_contiguous()
@@ -169,7 +169,7 @@ def test_variants_beyond_the_room_for_them_are_made_anew(monkeypatch, late_bytes
     units = units_of(model, "element", (0.3, 0.6))
     made = []
     noting = [dataclasses.replace(unit, make=_noting(unit.make, made)) for unit in units]
-    engine = BlockEngine(model, read_program(model, X[:3]), noting, EngineSettings(4))
+    engine = BlockEngine(model, program_of("Residual"), noting, EngineSettings(4))
     made.clear()
     assert_same(engine.run(X, Y).points, plain(model, units))
     assert len(made) == 2 * times * len(units)
@@ -183,7 +183,7 @@ def test_no_more_variants_are_there_at_once_than_there_is_room_for(monkeypatch):
     monkeypatch.setattr(block_engine, "_BYTES_TOGETHER", 2 * largest)
     runs = []
     monkeypatch.setattr(LanePart, "logits", _noted(LanePart.logits, runs))
-    engine = BlockEngine(model, read_program(model, X[:3]), units, EngineSettings(32))
+    engine = BlockEngine(model, program_of("Plain"), units, EngineSettings(32))
     assert_same(engine.run(X, Y).points, plain(model, units))
     assert runs == [5, 1, 1, 1, 1, 1, 2, 2, 1, 5]  # conv1, conv2, fc1, fc2
 
@@ -199,9 +199,9 @@ def _noting(make_variant, made):
 def test_bfloat16_is_close_and_says_what_it_flipped():
     model = make("Residual")
     units = units_of(model, "element", (0.3,))
-    engine = BlockEngine(model, read_program(model, X[:3]), units, EngineSettings(8, True, bfloat16=True))
+    engine = BlockEngine(model, program_of("Residual"), units, EngineSettings(8, True, bfloat16=True))
     scores = engine.run(X, Y)
-    lane = Lane(model, read_program(model, X[:3]), units, (), True, torch.bfloat16)
+    lane = Lane(model, program_of("Residual"), units, (), True, torch.bfloat16)
     with torch.no_grad():
         assert scores.flipped == int((lane.dense(X).argmax(1) != model(X).argmax(1)).sum())
     for place, tally in plain(model, units).items():
@@ -213,7 +213,7 @@ def test_quantized_inputs_are_run_in_the_networks_own_layout():
     """A last bit more or less, as another layout makes it, can be a whole step of the grid."""
     model = make("Residual")
     step = Unit("x", "conv2.weight", (1.0,), _Steps(), inputs=("conv2",))
-    engine = BlockEngine(model, read_program(model, X[:3]), [step], EngineSettings(8, channels_last=True))
+    engine = BlockEngine(model, program_of("Residual"), [step], EngineSettings(8, channels_last=True))
     assert_same(engine.run(X, Y).points, plain(model, [step]))
     assert [lane._channels_last for lane in engine._lanes] == [False]
 

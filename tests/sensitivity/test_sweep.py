@@ -145,7 +145,7 @@ def test_with_an_error_intervals_hold_and_fewer_images_are_looked_at(tmp_path):
 
 
 @pytest.mark.parametrize("error", [None, 5.0])
-def test_two_processes_write_the_same_file(net, tmp_path, error):
+def test_two_processes_write_the_same_file(quick_start, net, tmp_path, error):
     request = [AxisRequest("element", (0.3, 0.7)), AxisRequest("rank", (0.5,))]
     for jobs in (1, 2):
         folder = tmp_path / str(jobs)

@@ -3,38 +3,39 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from distiller.replay import Program, read_program
+from distiller.replay import Program
 from distiller.sensitivity.axes import AXES, AxisContext, input_ranges
 from distiller.sensitivity.lane import Lane, LanePart
 from distiller.sensitivity.tuning import choose_settings, image_bytes, traced_program
-from tests.replay.networks import images, make
+from tests.replay.networks import images, make, program_of
 
 X = images(40)
 
 
-def chosen(model, axis="element", fast=False):
+def chosen(name, axis="element", fast=False):
+    model = make(name)
     context = AxisContext(dummy_input=X[:1], activation_ranges=input_ranges(model, [X]))
     units = AXES[axis].units(model, ["*"], AXES[axis].default_levels(context), context)
-    return choose_settings(model, read_program(model, X[:3]), units, X, fast=fast), units
+    return choose_settings(model, program_of(name), units, X, fast=fast), units
 
 
 @pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("name", ["Plain", "Residual"])
 def test_a_chunk_is_chosen_and_every_unit_can_be_cut(name, axis):
-    settings, _ = chosen(make(name), axis)
+    settings, _ = chosen(name, axis)
     assert 2 <= settings.chunk <= len(X)
     assert not settings.bfloat16
     assert settings.whole == {}
 
 
 def test_convolutions_of_images_are_run_channels_last():
-    assert chosen(make("Residual"))[0].channels_last
-    assert not chosen(make("Tied"))[0].channels_last
+    assert chosen("Residual")[0].channels_last
+    assert not chosen("Tied")[0].channels_last
 
 
 @pytest.mark.parametrize("name, image_bytes_of", [("Residual", 8 * 8 * 8 * 4), ("Tied", 64 * 4)])
 def test_the_largest_result_of_a_chunk_stays_in_a_cache(name, image_bytes_of, monkeypatch):
-    program = read_program(make(name), X[:3])
+    program = program_of(name)
     assert image_bytes(program) == image_bytes_of
     # Of 40 images, in parts as equal as can be.
     for cache, memory, chunk in (
@@ -48,14 +49,14 @@ def test_the_largest_result_of_a_chunk_stays_in_a_cache(name, image_bytes_of, mo
         monkeypatch.setattr("distiller.sensitivity.tuning._CHUNK_BYTES", cache * image_bytes_of)
         monkeypatch.setattr("distiller.sensitivity.tuning._LARGEST_CHUNK_BYTES", memory * image_bytes_of)
         monkeypatch.setattr("distiller.sensitivity.tuning._GOOD_CHUNK", 32)
-        assert chosen(make(name))[0].chunk == chunk
+        assert chosen(name)[0].chunk == chunk
 
 
 @pytest.mark.parametrize("is_faster", [False, True])
 def test_bfloat16_is_taken_only_where_it_is_allowed_and_faster(monkeypatch, is_faster):
     monkeypatch.setattr("distiller.sensitivity.tuning._is_faster", lambda *args: is_faster)
-    assert not chosen(make("Residual"))[0].bfloat16
-    assert chosen(make("Residual"), fast=True)[0].bfloat16 == is_faster
+    assert not chosen("Residual")[0].bfloat16
+    assert chosen("Residual", fast=True)[0].bfloat16 == is_faster
 
 
 def test_bfloat16_that_an_operation_does_not_take_is_not_chosen(monkeypatch):
@@ -67,11 +68,11 @@ def test_bfloat16_that_an_operation_does_not_take_is_not_chosen(monkeypatch):
         return real(self, x)
 
     monkeypatch.setattr(Lane, "dense", dense)
-    assert not chosen(make("Residual"), fast=True)[0].bfloat16
+    assert not chosen("Residual", fast=True)[0].bfloat16
 
 
 def test_a_network_of_a_fixed_batch_is_run_in_it():
-    assert chosen(make("FixedBatch"))[0].chunk == 3
+    assert chosen("FixedBatch")[0].chunk == 3
     program, _ = traced_program(make("FixedBatch"), images(100))
     assert program is not None
     assert program.batch == 64
@@ -80,16 +81,16 @@ def test_a_network_of_a_fixed_batch_is_run_in_it():
 def test_a_layout_that_changes_the_answers_is_not_chosen(monkeypatch):
     real = Lane.dense
     monkeypatch.setattr(Lane, "dense", lambda self, x: real(self, x) + self._channels_last)
-    settings, _ = chosen(make("Residual"))
+    settings, _ = chosen("Residual")
     assert (settings.channels_last, settings.whole) == (False, {})
     monkeypatch.setattr(Lane, "dense", lambda self, x: real(self, x) + 1)
-    settings, units = chosen(make("Residual"))
+    settings, units = chosen("Residual")
     assert set(settings.whole) == set(range(len(units)))
     assert settings.whole[0].startswith("step by step its logits differ by ")
 
 
 def test_a_network_whose_images_influence_each_other_is_run_on_whole_blocks():
-    settings, units = chosen(make("Mixing"))
+    settings, units = chosen("Mixing")
     assert set(settings.whole) == set(range(len(units)))
     assert settings.whole[0].startswith("images of a block influence each other: in parts, logits differ by ")
 
@@ -101,16 +102,16 @@ def test_units_that_say_something_else_in_part_are_run_as_a_whole(monkeypatch):
         return [own + (self.lane.places == (2,)) for own in real(self, variants, at_once)]
 
     monkeypatch.setattr(LanePart, "logits", logits)
-    settings, _ = chosen(make("Residual"))
+    settings, _ = chosen("Residual")
     assert list(settings.whole) == [2]
     assert settings.whole[2].startswith("run in part, its logits differ by ")
 
 
 def test_units_are_tried_with_several_variants_together(monkeypatch):
     """A network that counts its images, by a part that takes no notice of that."""
-    assert not chosen(make("Counting"))[0].whole
+    assert not chosen("Counting")[0].whole
     monkeypatch.setattr(Program, "without_images", lambda self: frozenset())
-    settings, _ = chosen(make("Counting"))
+    settings, _ = chosen("Counting")
     assert list(settings.whole) == [0]  # no layer comes after the other one
     assert settings.whole[0].startswith("run in part, its logits differ by ")
 
@@ -127,7 +128,7 @@ def test_what_torch_does_not_run_in_part_is_run_as_a_whole(monkeypatch, failing,
         return real(self, *args)
 
     monkeypatch.setattr(LanePart if failing == "logits" else Lane, failing, fail)
-    settings, units = chosen(make("Residual"))
+    settings, units = chosen("Residual")
     places = [0] if failing == "logits" else range(len(units))
     assert settings.whole == dict.fromkeys(places, "no kernel for that")
 
@@ -152,5 +153,5 @@ def test_a_network_that_fails_step_by_step_is_run_as_a_whole(monkeypatch):
         raise RuntimeError("no kernel for that\nsecond line")
 
     monkeypatch.setattr(Lane, "dense", fail)
-    settings, units = chosen(make("Residual"))
+    settings, units = chosen("Residual")
     assert settings.whole == dict.fromkeys(range(len(units)), "no kernel for that")
