@@ -160,20 +160,6 @@ def components(data: Mapping[str, Any]) -> dict[tuple[str, str], str]:
     }
 
 
-def without_classes(data: Mapping[str, Any], absent: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
-    """A schedule without the components of the classes in `absent`, and without their policies."""
-    kept: dict[str, Any] = dict(data)
-    for word, section in SECTION_OF.items():
-        components = data.get(section) or {}
-        gone = {name for name, component in components.items() if component["class"] in absent}
-        if gone:
-            kept[section] = {name: component for name, component in components.items() if name not in gone}
-            kept["policies"] = [
-                policy for policy in kept["policies"] if policy.get(word, {}).get("instance_name") not in gone
-            ]
-    return kept
-
-
 def _image_task(model: nn.Module) -> Task:
     images = torch.randn(2, *model.input_shape[1:])  # type: ignore[index]
     return Task(model, (images,), torch.tensor([0, 1]))

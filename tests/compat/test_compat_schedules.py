@@ -1,7 +1,6 @@
 """Distiller's own schedules load here unchanged, and come to the sparsity that they promise.
 
-What is promised is read from the YAML alone (`promises`). Components of classes that later parts of this
-project bring are left out in memory, so that the rest of their schedules is proven all the same.
+What is promised is read from the YAML alone (`promises`).
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import torch
 from distiller.config import config_component_from_file_by_class, dict_config, file_config
 from distiller.errors import ScheduleError
 from distiller.names import named_parameters
-from distiller.registry import EXTENSIONS, LR_SCHEDULERS, PRUNERS, QUANTIZERS, REGULARIZERS
 from distiller.scheduler import CompressionScheduler
 from distiller.thinning.removers import Remover
 from tests.compat.distiller_schedules import (
@@ -25,14 +23,9 @@ from tests.compat.distiller_schedules import (
     DistillerSchedule,
     components,
     schedule_files,
-    without_classes,
 )
 from tests.compat.promises import Level, Rates, groups_of, promises_of, zero_groups
 from tests.compat.schedule_runs import make_optimizer, run
-
-REGISTRIES = (PRUNERS, REGULARIZERS, QUANTIZERS, LR_SCHEDULERS, EXTENSIONS)
-NOT_YET: dict[str, str] = {}
-"""The classes that schedules name and that are still to come, and what brings them."""
 
 WITH_DUPLICATE_KEYS = "ssl/ssl_channels-removal_training.yaml"
 WITHOUT_POLICIES = "quantization/post_train_quant/resnet18_imagenet_post_train.yaml"
@@ -73,40 +66,19 @@ def optimizer_for(model: torch.nn.Module) -> torch.optim.Optimizer:
 
 
 def load(schedule: DistillerSchedule, model, optimizer) -> CompressionScheduler:
-    """The file itself where everything in it is known, what is left of it otherwise."""
-    if str(schedule) == WITH_DUPLICATE_KEYS or set(components(schedule.data).values()) & NOT_YET.keys():
-        return dict_config(model, optimizer, without_classes(schedule.data, NOT_YET))
+    """The file itself; of the one with duplicate keys what PyYAML makes of it."""
+    if str(schedule) == WITH_DUPLICATE_KEYS:
+        return dict_config(model, optimizer, schedule.data)
     return file_config(model, optimizer, schedule.path)
 
 
-def test_classes_still_to_come_are_exactly_these():
-    named = {name for schedule in SCHEDULES for name in components(schedule.data).values()}
-    assert named - {name for registry in REGISTRIES for name in registry} == NOT_YET.keys()
-
-
 @each(WITH_DUPLICATE_KEYS, WITHOUT_POLICIES)
-def test_a_schedule_loads_against_its_true_model_but_for_classes_still_to_come(schedule):
-    """On the meta device: names and shapes of the full-size model, as the command in the header makes it."""
-    model = schedule.true_model()
-    to_come = {path: name for path, name in components(schedule.data).items() if name in NOT_YET}
-    if to_come:
-        with pytest.raises(ScheduleError) as refusal:
-            file_config(model, optimizer_for(model), schedule.path)
-        assert {fault.path for fault in refusal.value.faults} == {
-            f"{section}.{name}.class" for section, name in to_come
-        }
-        lines = schedule.text.splitlines()
-        for fault in refusal.value.faults:
-            (name,) = [name for name in NOT_YET if fault.text.startswith(f"class '{name}' of Distiller is")]
-            assert name in lines[fault.line - 1]
-    scheduler = load(schedule, model, optimizer_for(model))
-    assert len(scheduler.policies) == len(without_classes(schedule.data, NOT_YET)["policies"])
+def test_a_schedule_loads_against_its_true_model_and_what_no_policy_uses_is_pointed_out(schedule, caplog):
+    """On the meta device: names and shapes of the full-size model, as the command in the header makes it.
 
-
-@each(WITH_DUPLICATE_KEYS, WITHOUT_POLICIES)
-def test_a_component_without_a_policy_is_pointed_out(schedule, caplog):
-    """In Distiller network slimming did nothing, and said nothing."""
-    data = without_classes(schedule.data, NOT_YET)
+    In Distiller network slimming did nothing, and said nothing.
+    """
+    data = schedule.data
     used = {
         (SECTION_OF[word], policy[word]["instance_name"])
         for policy in data["policies"]
@@ -115,7 +87,8 @@ def test_a_component_without_a_policy_is_pointed_out(schedule, caplog):
     idle = {name for section, name in components(data) if (section, name) not in used}
     model = schedule.true_model()
     with caplog.at_level(logging.WARNING):
-        load(schedule, model, optimizer_for(model))
+        scheduler = file_config(model, optimizer_for(model), schedule.path)
+    assert len(scheduler.policies) == len(data["policies"])
     assert {record.getMessage().split("'")[1] for record in caplog.records} == idle
 
 
@@ -154,7 +127,7 @@ def comes_true(schedule: DistillerSchedule, is_true_size: bool) -> None:
     task = schedule.task(is_true_size)
     optimizer = make_optimizer(task)
     scheduler = load(schedule, task.model, optimizer)
-    data = without_classes(schedule.data, NOT_YET)
+    data = schedule.data
     promises, rates = promises_of(data), Rates(data)
     assert sum("pruner" in policy or "regularizer" in policy for policy in data["policies"]) == len(promises)
 
@@ -189,7 +162,7 @@ def is_thinned(schedule: DistillerSchedule, model: torch.nn.Module, scheduler: C
     for kept in report.kept:
         assert kept.coupled or kept.reason
         told[kept.name] += len(kept.indices)
-    for promise in promises_of(without_classes(schedule.data, NOT_YET)):
+    for promise in promises_of(schedule.data):
         for name in promise.names if getattr(promise, "kind", kind) == kind else ():
             assert int(zero_groups(weights[name], kind).sum()) == told[name], name
     if str(schedule) in AS_THIN_AS_DISTILLERS:

@@ -11,7 +11,7 @@ from torch import nn
 
 from distiller.interfaces import Policy
 from distiller.scheduler import CompressionScheduler
-from tests.compat.distiller_schedules import DistillerSchedule, without_classes
+from tests.compat.distiller_schedules import DistillerSchedule
 from tests.compat.promises import DroppedFilters, Level, Rates, SameChannels, Window, groups_of, zero_groups
 from tests.compat.schedule_runs import epochs_that_matter
 
@@ -51,22 +51,6 @@ def test_a_language_model_is_known_by_its_program_and_has_the_sizes_of_the_comma
 def test_a_header_without_a_command_says_so(tmp_path):
     with pytest.raises(AssertionError, match="no command in the header"):
         _ = schedule_of("# Prunes filters.\n", tmp_path).arch
-
-
-def test_components_of_absent_classes_go_with_their_policies():
-    data = {
-        "pruners": {"a": {"class": "Known"}, "b": {"class": "Absent"}},
-        "extensions": {"a": {"class": "Absent"}},
-        "policies": [
-            {"pruner": {"instance_name": "a"}, "epochs": [0]},
-            {"pruner": {"instance_name": "b"}, "epochs": [0]},
-            {"extension": {"instance_name": "a"}, "epochs": [0]},
-        ],
-    }
-    left = without_classes(data, ["Absent"])
-    assert left["pruners"] == {"a": {"class": "Known"}}
-    assert left["policies"] == [{"pruner": {"instance_name": "a"}, "epochs": [0]}]
-    assert len(data["policies"]) == 3
 
 
 @pytest.mark.parametrize(
