@@ -69,9 +69,13 @@ def test_every_file_has_its_layer():
     assert {name.split(".")[1] for name in inner_modules()} == set(LAYER_OF)
 
 
-@pytest.mark.parametrize("name", inner_modules())
-def test_imports_point_downwards(name):
-    upwards = [other for other in imports(TREES[name], at_run_time_only=True) if layer(other) > layer(name)]
+def test_imports_point_downwards():
+    upwards = [
+        (name, other)
+        for name in inner_modules()
+        for other in imports(TREES[name], at_run_time_only=True)
+        if layer(other) > layer(name)
+    ]
     assert upwards == []
 
 
@@ -88,82 +92,72 @@ def test_there_is_no_import_cycle():
         pytest.fail(f"import cycle: {' -> '.join(error.args[1])}")
 
 
-@pytest.mark.parametrize("name", inner_modules())
-def test_the_library_never_imports_itself_as_a_whole(name):
-    assert "distiller" not in imports(TREES[name])
+def test_the_library_never_imports_itself_as_a_whole():
+    assert [name for name in inner_modules() if "distiller" in imports(TREES[name])] == []
 
 
-def calls(tree: ast.AST):
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            yield ast.unparse(node.func)
+def nodes(kind):
+    """(name of the file, node) of every node of a kind."""
+    return [(name, node) for name, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, kind)]
 
 
-@pytest.mark.parametrize("name", list(TREES))
-def test_the_library_neither_prints_nor_parses_nor_configures_logging(name):
-    tree = TREES[name]
-    assert not {"print", "logging.basicConfig", "logging.config.dictConfig", "sys.exit", "exit"}.intersection(
-        calls(tree)
-    )
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    assert not imported.intersection({"argparse", "logging.config"})
+def test_the_library_neither_prints_nor_parses_nor_configures_logging():
+    called = {"print", "logging.basicConfig", "logging.config.dictConfig", "sys.exit", "exit"}
+    imported = {"argparse", "logging.config"}
+    assert [(name, node.lineno) for name, node in nodes(ast.Call) if ast.unparse(node.func) in called] == []
+    assert [
+        (name, node.lineno)
+        for name, node in nodes(ast.Import)
+        if imported.intersection(alias.name for alias in node.names)
+    ] == []
 
 
-@pytest.mark.parametrize("name", list(TREES))
-def test_no_star_imports(name):
-    assert not any(
-        alias.name == "*"
-        for node in ast.walk(TREES[name])
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    )
+def test_no_star_imports():
+    stars = [
+        (name, node.lineno)
+        for name, node in nodes(ast.ImportFrom)
+        if any(alias.name == "*" for alias in node.names)
+    ]
+    assert stars == []
 
 
-@pytest.mark.parametrize("name", list(TREES))
-def test_no_exception_is_swallowed(name):
+def test_no_exception_is_swallowed():
     """No bare `except`, and no handler that only passes."""
-    for node in ast.walk(TREES[name]):
-        if isinstance(node, ast.ExceptHandler):
-            assert node.type is not None, f"line {node.lineno}: bare except"
-            assert not (len(node.body) == 1 and isinstance(node.body[0], ast.Pass)), (
-                f"line {node.lineno}: swallowed"
-            )
+    swallowed = [
+        (name, node.lineno)
+        for name, node in nodes(ast.ExceptHandler)
+        if node.type is None or (len(node.body) == 1 and isinstance(node.body[0], ast.Pass))
+    ]
+    assert swallowed == []
 
 
-@pytest.mark.parametrize("name", list(TREES))
-def test_every_module_says_what_it_does(name):
-    docstring = ast.get_docstring(TREES[name])
-    assert docstring
-    assert len(docstring) > 20
+def test_every_module_says_what_it_does():
+    assert [name for name, tree in TREES.items() if len(ast.get_docstring(tree) or "") <= 20] == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_file_stays_readable_in_one_sitting(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+def test_a_file_stays_readable_in_one_sitting():
+    lines = {path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert {path: count for path, count in lines.items() if count > 400} == {}
 
 
 def test_there_is_no_drawer():
     assert not [path.name for path in FILES if path.stem in ("utils", "common", "helpers", "misc")]
 
 
-@pytest.mark.parametrize("name", inner_modules())
-def test_names_of_wrappers_are_known_to_names_only(name):
-    if name == "distiller.names":
-        return
-    texts = [
-        node.value
-        for node in ast.walk(TREES[name])
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    ]
-    documentation = {
-        ast.get_docstring(node, clean=False)
-        for node in ast.walk(TREES[name])
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+def test_names_of_wrappers_are_known_to_names_only():
+    documented = {
+        (name, ast.get_docstring(node, clean=False))
+        for name, node in nodes((ast.Module, ast.ClassDef, ast.FunctionDef))
     }
-    for text in texts:
-        if text not in documentation:
-            assert not text.startswith(("module.", "_orig_mod")), text
-            assert "parametrizations." not in text
+    named = [
+        (name, node.value)
+        for name, node in nodes(ast.Constant)
+        if name not in ("distiller", "distiller.names")
+        and isinstance(node.value, str)
+        and (name, node.value) not in documented
+        and (node.value.startswith(("module.", "_orig_mod")) or "parametrizations." in node.value)
+    ]
+    assert named == []
 
 
 def test_no_path_of_a_developers_machine_is_committed():

@@ -21,6 +21,7 @@ from distiller.policy import RegularizationPolicy
 from distiller.registry import EXTENSIONS, REGULARIZERS
 from distiller.scheduler import CompressionScheduler
 from distiller.signatures import check_settings
+from tests.contract.in_turn import in_turn
 
 NAME = "layer.weight"
 NAN_REFUSED = (
@@ -60,18 +61,25 @@ CASES: dict[str, list[Case]] = {
     ],
 }
 
-every_regularizer = pytest.mark.parametrize(
-    ("class_name", "case"),
-    [
-        pytest.param(
-            name,
-            case,
-            id=f"{name}-{case.settings['reg_regims'][NAME]}-{case.settings.get('threshold_criteria')}",
-        )
-        for name, cases in CASES.items()
-        for case in cases
-    ],
-)
+
+def regularizers(are_meant: Callable[[Case], bool]):
+    """A test for each of the cases that are meant."""
+    return pytest.mark.parametrize(
+        ("class_name", "case"),
+        [
+            pytest.param(
+                name,
+                case,
+                id=f"{name}-{case.settings['reg_regims'][NAME]}-{case.settings.get('threshold_criteria')}",
+            )
+            for name, cases in CASES.items()
+            for case in cases
+            if are_meant(case)
+        ],
+    )
+
+
+every_regularizer = regularizers(lambda case: True)
 
 
 def one_element(case: Case) -> Tensor:
@@ -103,7 +111,7 @@ WEIGHTS: dict[str, Callable[[Case], Tensor]] = {
     "one element": one_element,
 }
 
-every_weight = pytest.mark.parametrize("kind", WEIGHTS)
+every_weight = in_turn("kind", WEIGHTS)
 
 
 def model_with(weight: Tensor) -> nn.Module:
@@ -216,10 +224,8 @@ def test_a_name_that_the_model_does_not_have_is_refused(class_name, case):
         make(class_name, case, torch.ones(case.shape)).select(["conv.weight"])
 
 
-@every_regularizer
+@regularizers(lambda case: case.settings.get("threshold_criteria") is not None)
 def test_what_is_at_the_threshold_goes_and_what_is_above_stays(class_name, case):
-    if case.settings.get("threshold_criteria") is None:
-        return
     threshold = 0.0625  # a power of 2, so that means of it are it
     regularizer = make(class_name, Case(with_lambda(case, threshold), case.shape), torch.ones(case.shape))
     at = torch.randn(case.shape).sign() * threshold  # every element and every group
