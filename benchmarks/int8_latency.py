@@ -74,7 +74,7 @@ def lines(found: IntegerLatency, bar: float | None) -> list[str]:
     )
     text = [
         f"  batch {found.int8_onnx.batch_size}: onnxruntime fp32 {float_ms:.2f} ms, int8 {int8_ms:.2f} ms, "
-        f"{found.speedup:.2f}x faster; PyTorch fp32 {torch_ms:.2f} ms"
+        f"{found.speedup:.2f}x as fast; PyTorch fp32 {torch_ms:.2f} ms"
     ]
     if found.speedup <= max(1.0, bar or 0):
         text.append(f"    why: {'; '.join(found.reasons()) or 'nothing in its graph; is the machine busy?'}")

@@ -97,7 +97,7 @@ def measure(arch: str, dataset: str, size: int | None, rounds: dict[int, int]) -
             times = medians({"dense": run(dense), "thinned": run(thinned)}, repeats)
         figures[f"batch {batch}"] = times["dense"] / times["thinned"]
         print(f"  batch {batch}: {1000 * times['dense']:.2f} -> {1000 * times['thinned']:.2f} ms, "
-              f"{figures[f'batch {batch}']:.2f}x faster")  # fmt: skip
+              f"{figures[f'batch {batch}']:.2f}x as fast")  # fmt: skip
         before, after = spent(dense, images), spent(thinned, images)
         for kind, milliseconds in before.most_common():
             if milliseconds > 0.02 * before.total():

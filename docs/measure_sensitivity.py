@@ -13,6 +13,7 @@ Knows nothing about how networks are swept or pruned.
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -107,12 +108,13 @@ def prepare() -> None:
     schedules()
 
 
-def page(points: Sequence[SensitivityPoint], cards: Cards) -> str:
+def page(points: Sequence[SensitivityPoint], cards: Cards, one_shot: str) -> str:
     """The page.
 
     Args:
         points: of the sweep.
         cards: of both sides, those of all seeds.
+        one_shot: what the recommended levels do before any training, in words.
     """
     pictures = "\n\n".join(
         f"![Top-1 of ResNet-20 along {axis}](images/sensitivity/sensitivity_{axis.replace(':', '-')}.png)"
@@ -135,7 +137,8 @@ was. The numbers are in [sensitivity.csv](results/sensitivity/sensitivity.csv).
 {pictures}
 
 How far each can go at a loss of at most {HARMLESS:g} point of top-1 on these images, all levels up to there
-included (sparsity, share of the rank, or bits):
+included (sparsity, share of the rank, or bits). `-`: not at all. Empty: the axis is not for that weight; a
+group stands in the row of its first one.
 
 | | {" | ".join(AXES)} |
 |---|{"---|" * len(AXES)}
@@ -149,8 +152,13 @@ included (sparsity, share of the rank, or bits):
 {EPOCHS} epochs, gradually pruned, equal else. Top-1 of all 10,000 test images after the last epoch, which
 chose nothing: mean, its 95 % interval (Student's t), and each seed's correct decisions.
 
+All chosen levels at once, before any training: {one_shot}.
+What a layer can spare alone it cannot when the others have given theirs: at such a sparsity the sum of
+the drops orders the choices, and forecasts nothing.
+
 | | top-1 | seeds | sparsity of the weights |
 |---|---|---|---|
+{_dense_row(cards)}
 {chr(10).join(_row(side, cards[side]) for side in SIDES)}
 
 {verdict(cards)}
@@ -164,12 +172,23 @@ def verdict(cards: Cards) -> str:
     pairs = zip(*(cards[side] for side in SIDES), strict=True)
     gain = spread([top1(ours) - top1(theirs) for ours, theirs in pairs])
     assert gain.half_width is not None
-    better = "a better" if gain.mean > 0 else "no better"
-    told = "" if abs(gain.mean) > gain.half_width else ", which these seeds do not tell from 0"
+    told = f"{gain.mean:+.2f} +- {gain.half_width:.2f} points, seed by seed"
+    if abs(gain.mean) > gain.half_width:
+        better = "a better" if gain.mean > 0 else "a worse"
+        return f"Levels by the sweep train to {better} accuracy: {told}."
+    better = "better" if gain.mean > 0 else "no better"
     return (
-        f"Levels by the sweep train to {better} accuracy: {gain.mean:+.2f} +- {gain.half_width:.2f} points, "
-        f"seed by seed{told}."
+        f"In the mean of {len(SEEDS)} seeds levels by the sweep train to {better} accuracy, {told}: so few seeds do "
+        "not tell it from 0."
     )
+
+
+def one_shot_drop(schedule: str) -> str:
+    """What `--verify` wrote into the comment of a recommended schedule, without its margin."""
+    text = " ".join(line.removeprefix("#").strip() for line in schedule.splitlines())
+    found = re.search(r"In one shot, without training \(--verify\): (.*? were predicted)\.", text)
+    assert found is not None, "no result of --verify in the recommended schedule"
+    return found[1]
 
 
 def _farthest(points: Sequence[SensitivityPoint], axis: str, name: str) -> str:
@@ -181,9 +200,17 @@ def _farthest(points: Sequence[SensitivityPoint], axis: str, name: str) -> str:
     for point in own:
         if dense - point.score.top1 > HARMLESS:
             break
-        if point.level != AXES[axis].dense_level:
+        if point.level != AXES[axis].dense_level and not point.removed.startswith("0 of "):
             found = f"{point.level:g}"
     return found
+
+
+def _dense_row(cards: Cards) -> str:
+    dense = next((card["reference"] for side in SIDES for card in cards[side]), None)
+    if dense is None:
+        return "| dense, as it is | not measured | | |"
+    share = 100 * dense["top1_correct"] / dense["n"]
+    return f"| dense, as it is | {share:.2f} % | {dense['top1_correct']:,} | |"
 
 
 def _row(side: str, cards: Sequence[Mapping[str, Any]]) -> str:
@@ -204,7 +231,8 @@ def _run(*flags: str) -> None:
 def main() -> None:
     """The command line."""
     cards = study().measured((__doc__ or "").split("\n\n")[0], first=prepare)
-    write_whole(PAGE, page(points_from_csv(RESULTS / "sensitivity.csv"), cards))
+    one_shot = one_shot_drop((RESULTS / "recommended.yaml").read_text(encoding="utf-8"))
+    write_whole(PAGE, page(points_from_csv(RESULTS / "sensitivity.csv"), cards, one_shot))
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ POST_TRAINING = {
     "lapq": Method("LAPQ", steps=_LAPQ),
     "adaround": Method("AdaRound, bias correction", steps=_ADAROUND, in_integers=True),
     "adaround_lapq": Method("LAPQ, AdaRound, bias correction", steps={**_LAPQ, **_ADAROUND}),
-    "mixed": Method("mixed precision of that average width", steps={"mixed_precision": {}}),
+    "mixed": Method("mixed precision, at most that width on average", steps={"mixed_precision": {}}),
 }
 
 

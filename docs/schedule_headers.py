@@ -33,10 +33,11 @@ INTRODUCTION = """\
 # Schedules
 
 Each file opens with its purpose, its command and what was measured with it: top-1 of the 10,000 test images
-of Fashion-MNIST, one run and one seed each. `make results-schedules` measures them anew; on another machine
-the numbers come out a little different. The networks are small and the trainings short: the 95 % intervals in
-the headers are more than a percentage point wide, so that differences of a few tenths mean nothing, and a
-pruned network may be better than the dense one because it was trained for longer.
+of Fashion-MNIST, one run and one seed each. `make results-schedules` measures what has no result yet,
+`python -m docs.measure_schedules --again` all of them anew; on another machine the numbers come out a little
+different. The networks are small and the trainings short: the 95 % intervals in the headers are about a
+percentage point wide, or wider, so that differences of a few tenths mean nothing, and a pruned network may be
+better than the dense one because it was trained for longer.
 
 How to write a schedule of your own is in [docs/schedules.md](../docs/schedules.md), what each class does in
 [docs/reference](../docs/reference/README.md).
@@ -212,7 +213,7 @@ def _smaller_lines(card: Mapping[str, Any]) -> list[str]:
         f"{measured['parameters']:,} of",
         f"#   {dense['parameters']:,} parameters, {measured['bytes_checkpoint']:,} of "
         f"{dense['bytes_checkpoint']:,} bytes; measured in turns with the dense one",
-        f"#   ({single['device']}, threads: {single['threads']}): {ratios['latency_single']:.2f}x faster at "
+        f"#   ({single['device']}, threads: {single['threads']}): {ratios['latency_single']:.2f}x as fast at "
         f"batch {single['batch_size']}, {ratios['latency_batch']:.2f}x at batch {batch['batch_size']}",
     ]
 
@@ -225,7 +226,7 @@ def _exit_lines(whole: Mapping[str, Any], exits: Mapping[str, Any]) -> list[str]
     )
     first = exits["latencies"][0]["whole"]
     faster = (
-        f"{pair['whole']['median_s'] / pair['early_exit']['median_s']:.2f}x{'' if at else ' faster'} "
+        f"{pair['whole']['median_s'] / pair['early_exit']['median_s']:.2f}x{'' if at else ' as fast'} "
         f"at batch {pair['whole']['batch_size']}"
         for at, pair in enumerate(exits["latencies"])
     )
@@ -243,7 +244,7 @@ def _exits(card: Mapping[str, Any]) -> list[str]:
     exits = card["early_exit"]
     batch = exits["latencies"][-1]
     times = batch["whole"]["median_s"] / batch["early_exit"]["median_s"]
-    return [f"early exits: {_share_of_macs(exits)}, {times:.2f}x faster"]
+    return [f"early exits: {_share_of_macs(exits)}, {times:.2f}x as fast"]
 
 
 def _share_of_macs(exits: Mapping[str, Any]) -> str:
@@ -261,7 +262,7 @@ def _packed(card: Mapping[str, Any]) -> list[str]:
 def _removed(card: Mapping[str, Any]) -> list[str]:
     if not (card.get("is_thinned", False) or card.get("is_factored", False)):
         return []
-    return [f"{card['ratios']['macs']:.2f}x fewer MACs, {card['ratios']['latency_batch']:.2f}x faster"]
+    return [f"{card['ratios']['macs']:.2f}x fewer MACs, {card['ratios']['latency_batch']:.2f}x as fast"]
 
 
 def _structure_lines(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -121,6 +121,6 @@ def _latencies(compressor: ClassifierCompressor, before: nn.Module, after: nn.Mo
         lines.append(
             f"median latency, batch {images} ({now.device}, {now.threads} thread{'s' * (now.threads > 1)}): "
             f"{1000 * was.median_s:.3f} ms -> {1000 * now.median_s:.3f} ms "
-            f"({was.median_s / now.median_s:.2f}x faster)"
+            f"({was.median_s / now.median_s:.2f}x as fast)"
         )
     return lines

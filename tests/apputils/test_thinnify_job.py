@@ -86,7 +86,7 @@ def test_the_thinned_checkpoint_is_smaller_and_has_all_that_goes_on(flags, open_
     assert momentum.shape == (25, 10, 5, 5)
     assert after.scheduler["masks"]["conv2.weight"]["pruner"].shape == (25, 10, 5, 5)
     assert "conv2.weight: (50, 20, 5, 5) -> (25, 10, 5, 5)" in caplog.text
-    assert "median latency, batch 64 (cpu, 1 thread): 200.000 ms -> 100.000 ms (2.00x faster)" in caplog.text
+    assert "median latency, batch 64 (cpu, 1 thread): 200.000 ms -> 100.000 ms (2.00x as fast)" in caplog.text
     assert "no --compress: masks are kept, the states of the schedule's policies are not" in caplog.text
 
 

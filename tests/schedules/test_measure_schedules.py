@@ -243,10 +243,10 @@ def test_of_a_thinned_network_the_header_and_the_index_say_what_is_gone_and_how_
         "#   thinned   8,950/10,000 = 89.50 %, 89.00 to 90.00 %",
         "#   removed: 3,000 of 6,000 MACs left (2.00x fewer), 500 of",
         "#   1,000 parameters, 4,000 of 8,000 bytes; measured in turns with the dense one",
-        "#   (cpu, threads: 1): 1.25x faster at batch 1, 1.50x at batch 64",
+        "#   (cpu, threads: 1): 1.25x as fast at batch 1, 1.50x at batch 64",
     ]
     row = schedule_headers.index().splitlines()[-1]
-    assert row.endswith("| 90.10 % | 89.50 % | 0.00 % | 2.00x fewer MACs, 1.50x faster |")
+    assert row.endswith("| 90.10 % | 89.50 % | 0.00 % | 2.00x fewer MACs, 1.50x as fast |")
 
 
 def test_of_early_exits_the_header_and_the_index_say_who_leaves_and_what_that_saves(project):
@@ -276,10 +276,10 @@ def test_of_early_exits_the_header_and_the_index_say_who_leaves_and_what_that_sa
         "#   all of it  8,950/10,000 = 89.50 %, 89.00 to 90.00 %",
         "#   with exits 8,920/10,000 = 89.20 %, 88.70 to 89.70 %",
         "#   50.00 % leave at a.relu, 25.00 % at b.relu: 50.0 % of the MACs; measured in turns with all of it",
-        "#   (cpu, threads: 1): 2.00x faster at batch 1, 1.50x at batch 64",
+        "#   (cpu, threads: 1): 2.00x as fast at batch 1, 1.50x at batch 64",
     ]
     row = schedule_headers.index().splitlines()[-1]
-    assert row.endswith("| 89.50 % | 89.20 % | 0.00 % | early exits: 50.0 % of the MACs, 1.50x faster |")
+    assert row.endswith("| 89.50 % | 89.20 % | 0.00 % | early exits: 50.0 % of the MACs, 1.50x as fast |")
 
 
 def test_the_index_has_what_was_measured(project):
