@@ -67,6 +67,17 @@ def command_lines(text: str) -> list[str]:
 
 
 COMMANDS = [line for block in blocks(README, "sh") for line in command_lines(block)]
+OF_DOCUMENTS = [
+    pytest.param(line, id=f"{name}-{number}")
+    for name in DOCUMENTS
+    if name != "README.md"
+    for number, line in enumerate(
+        line
+        for block in blocks((ROOT / name).read_text(encoding="utf-8"), "sh")
+        for line in command_lines(block)
+        if line.startswith(PROGRAM)
+    )
+]
 
 
 def demo_command_lines() -> list[str]:
@@ -132,9 +143,16 @@ def test_the_environment_is_entered_before_the_first_command():
     assert lines[0] == ". .venv/bin/activate"
 
 
-@pytest.mark.parametrize("line", COMMANDS)
+@pytest.mark.parametrize("line", [*COMMANDS, *OF_DOCUMENTS])
 def test_a_command_is_one_that_the_program_takes(line):
     parsed(line)
+
+
+def test_a_recommendation_names_the_axis_where_the_sweep_that_is_shown_has_several():
+    text = (ROOT / "docs/sensitivity.md").read_text(encoding="utf-8")
+    sweep, recommendation = (parsed(line) for block in blocks(text, "sh") for line in command_lines(block))
+    assert recommendation.recommend_axis in sweep.sensitivity
+    assert sweep.sense_valid
 
 
 @pytest.mark.parametrize("line", COMMANDS)

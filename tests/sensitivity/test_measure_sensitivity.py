@@ -25,7 +25,11 @@ POINTS = [
 ]  # fmt: skip
 POINTS += [
     SensitivityPoint("group", "conv1.weight", level, Score(top1, 99.0, 0.1), removed=removed)
-    for level, top1, removed in [(0.0, 93.0, ""), (0.05, 93.0, "0 of 16 channels of conv1"), (0.1, 90.0, "1 of 16")]
+    for level, top1, removed in [
+        (0.0, 93.0, ""),
+        (0.05, 93.0, "0 of 16 channels of conv1"),
+        (0.1, 90.0, "1 of 16"),
+    ]
 ]
 
 
