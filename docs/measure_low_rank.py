@@ -210,8 +210,9 @@ def page(results: Mapping[str, Any], times: Mapping[str, Any]) -> str:
         )
     listed = "\n".join(f"- {line}" for line in missed(results, times))
     parts.append(
-        "## Bar\n\nAt half of the MACs one form at least is within a point after training on, and faster with a batch in "
-        f"each of {ROUNDS} rounds: " + (f"missed\n\n{listed}" if listed else "held by both networks.")
+        "## Bar\n\nAt half of the MACs one form at least is within a point after training on, and faster "
+        f"with a batch in each of {ROUNDS} rounds: "
+        + (f"missed\n\n{listed}" if listed else "held by both networks.")
     )
     return "\n\n".join(parts) + "\n"
 
@@ -223,13 +224,13 @@ Written by `python -m docs.measure_low_rank`. The trained networks of
 multiply-accumulates (MACs) on Fashion-MNIST, tested on the 10,000 test images as they are (*before*) and
 after {EPOCHS} epochs of training (*after*), one run and one seed each. Ranks follow from the budget by the
 energy of the weights. Latencies: whole and factored network in turns in one process, {ROUNDS} rounds of one
-image and of {BATCHES["batch"]} images a pass, on two threads; the medians of the rounds' medians, the median of the rounds'
-ratios, and from the least to the largest of these. Ranks stand beside the one at which a factored layer costs
-as much as a whole one; layers that are not named stay whole. How it is done is in
-[factorization.md](factorization.md)."""
+image and of {BATCHES["batch"]} images a pass, on two threads; the medians of the rounds' medians,
+the median of the rounds' ratios, and from the least to the largest of these. Ranks stand beside the one at
+which a factored layer costs as much as a whole one; layers that are not named stay whole. How it is done is
+in [factorization.md](factorization.md)."""
 _HEAD = (
-    "| form | MACs asked for | parameters | MACs | ranks, of those that break even | whole | before | after | "
-    "ms, one image | ms, batch |\n|---|--:|--:|--:|---|--:|--:|--:|--:|--:|"
+    "| form | MACs asked for | parameters | MACs | ranks, of those that break even | whole | before | after "
+    "| ms, one image | ms, batch |\n|---|--:|--:|--:|---|--:|--:|--:|--:|--:|"
 )
 
 

@@ -178,8 +178,8 @@ def verdict(cards: Cards) -> str:
         return f"Levels by the sweep train to {better} accuracy: {told}."
     better = "better" if gain.mean > 0 else "no better"
     return (
-        f"In the mean of {len(SEEDS)} seeds levels by the sweep train to {better} accuracy, {told}: so few seeds do "
-        "not tell it from 0."
+        f"In the mean of {len(SEEDS)} seeds levels by the sweep train to {better} accuracy, {told}: so few "
+        "seeds do not tell it from 0."
     )
 
 

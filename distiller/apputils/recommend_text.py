@@ -102,8 +102,8 @@ def header(sources: Sources, choice: Choice, epochs: int, pruner: str, command: 
         f"Asked for: {choice.goal}. {choice.reached}",
         table(sources, choice.prunables, choice.levels),
         f"Sum of the drops, as counted: {choice.drop:.2f} points of top-1. {_ESTIMATE}",
-        f"{how.format(last=pruning_epochs(epochs) - 1)} Put in the paths of this schedule.yaml and of the CHECKPOINT "
-        "that was swept:",
+        f"{how.format(last=pruning_epochs(epochs) - 1)} Put in the paths of this schedule.yaml and of the "
+        "CHECKPOINT that was swept:",
         _continued(command),
     ]
     if choice.reasons:

@@ -31,6 +31,10 @@ _IN_ANY_LAYOUT: dict[Any, Any] = {
 """Operations that some memory layouts refuse, and what gives the same in every one."""
 _PURPOSE = "running it in part"
 _REMEDY = "it is run as a whole instead"
+_CHANGES = {
+    OutputKind.BUFFER_MUTATION: "its own buffers in evaluation, which are put back each time",
+    OutputKind.USER_INPUT_MUTATION: "the images that it is given",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +161,10 @@ class _Reader:
     def program(self) -> Program:
         """The steps, and where everything else comes from."""
         signature = self._exported.graph_signature
-        if any(spec.kind is not OutputKind.USER_OUTPUT for spec in signature.output_specs):
-            raise GraphTraceError(
-                f"{type(self._model).__name__}: changes its own buffers in evaluation; {_REMEDY}"
-            )
+        for spec in signature.output_specs:
+            if spec.kind is not OutputKind.USER_OUTPUT:
+                changed = _CHANGES.get(spec.kind, "something besides its answer")
+                raise GraphTraceError(f"{type(self._model).__name__}: changes {changed}; {_REMEDY}")
         state: dict[int, str] = {}
         constants: dict[int, Any] = {}
         images: list[int] = []

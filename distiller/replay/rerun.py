@@ -323,6 +323,10 @@ class Rerun:
                     result is not None
                     and result.index in self._last_reads.get(step.index, ())
                     and self._owns_memory(result, own)
+                    and all(
+                        reader is step or reader.kind in (*_OWN_MEMORY, NORM)  # no view of it is read later
+                        for reader in self._program.readers(result.index)
+                    )
                 ):
                     found[step.index] = result.index
                     break

@@ -7,7 +7,7 @@
 
 Levels whose variants are equal are run once. A decision that is closer than what the order of summation can
 change is made by the plain loop: the whole network, in its own memory layout, on the whole block. So is every
-unit that the network cannot be cut at.
+unit that the network cannot be cut at, and a block on which the dense network in parts says something else.
 Knows nothing about data sets, files or processes.
 """
 
@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distiller.evaluation_mode import answer
 from distiller.names import named_buffers, named_parameters
 from distiller.replay import Program, Variant, applied
-from distiller.sensitivity.decisions import Tally, near_ties, right_answers
+from distiller.sensitivity.decisions import Tally, near_ties, relative_difference, right_answers
 from distiller.sensitivity.lane import Lane, LanePart
 from distiller.sensitivity.units import Unit
 
@@ -110,7 +111,7 @@ class BlockEngine:
             labels: (batch,).
             active: the points that are wanted; default all.
         """
-        dense_logits = self.model(images)
+        dense_logits = answer(self.model, images)
         dense = Tally.of(dense_logits, labels)
         is_right = right_answers(dense_logits, labels)
         wanted = {
@@ -122,7 +123,7 @@ class BlockEngine:
             for place in range(len(self.units))
         }
         points: dict[Place, Tally] = {}
-        for place, own, logits in self._logits(images, labels, wanted):
+        for place, own, logits in self._logits(images, labels, dense_logits, wanted):
             tally = (
                 dense.against(is_right, is_right) if own.is_dense else self._tally(logits, labels, is_right)
             )
@@ -142,34 +143,51 @@ class BlockEngine:
         return Tally.of(logits, labels).against(is_right, right_answers(logits, labels))
 
     def _logits(
-        self, images: Tensor, labels: Tensor, wanted: Mapping[int, Sequence[_Distinct]]
+        self,
+        images: Tensor,
+        labels: Tensor,
+        dense_logits: Tensor,
+        wanted: Mapping[int, Sequence[_Distinct]],
     ) -> Iterator[tuple[int, _Distinct, Tensor | None]]:
         for place, distinct in wanted.items():
             yield from ((place, own, None) for own in distinct if own.is_dense)
         todo = {place: [own for own in distinct if not own.is_dense] for place, distinct in wanted.items()}
         for lane in self._lanes:
-            for place, own, logits in self._from_lane(lane, images, todo):
-                is_open = not lane.is_coarse and bool(near_ties(logits, labels, TOLERANCE).any())
+            for place, own, logits in self._from_lane(lane, images, dense_logits, todo):
+                is_open = logits is None or (
+                    not lane.is_coarse and bool(near_ties(logits, labels, TOLERANCE).any())
+                )
                 yield place, own, self._plain(images, place, own) if is_open else logits
         for place in self._whole:
             yield from ((place, own, self._plain(images, place, own)) for own in todo[place])
 
     def _from_lane(
-        self, lane: Lane, images: Tensor, todo: Mapping[int, Sequence[_Distinct]]
-    ) -> Iterator[tuple[int, _Distinct, Tensor]]:
+        self,
+        lane: Lane,
+        images: Tensor,
+        dense_logits: Tensor,
+        todo: Mapping[int, Sequence[_Distinct]],
+    ) -> Iterator[tuple[int, _Distinct, Tensor | None]]:
+        """None for logits: on these images the lane does not answer as the network does."""
         found: dict[int, list[list[Tensor]]] = {place: [] for place in lane.places if todo[place]}
+        clean: list[Tensor] = []
         late: dict[int, list[LanePart]] = {place: [] for place in self._late(lane, images, todo)}
         for chunk in images.split(self.settings.chunk) if found else ():
-            for place, part in lane.run(chunk, list(found)):
+            for place, part in lane.run(chunk, list(found), clean.append):
                 if place in late:
                     late[place].append(part.kept())
                 else:
                     found[place] += self._of_parts([part], place, todo[place])
         for place in list(late):
             found[place] = self._of_parts(late.pop(place), place, todo[place])
+        is_true = (
+            lane.is_coarse
+            or not found
+            or relative_difference(torch.cat(clean), dense_logits) <= TOLERANCE / 4
+        )
         for place, by_chunk in found.items():
             for own, logits in zip(todo[place], zip(*by_chunk, strict=True), strict=True):
-                yield place, own, torch.cat(logits)
+                yield place, own, torch.cat(logits) if is_true else None
 
     def _of_parts(
         self, parts: Sequence[LanePart], place: int, distinct: Sequence[_Distinct]
@@ -197,7 +215,7 @@ class BlockEngine:
 
     def _plain(self, images: Tensor, place: int, own: _Distinct) -> Tensor:
         with applied(self.model, self._cache.variant(place, own.levels[0])):
-            return self.model(images)
+            return answer(self.model, images)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from distiller.sensitivity.block_engine import BlockEngine, BlockScores, EngineS
 from distiller.sensitivity.tuning import traced_program
 from distiller.sensitivity.units import Unit
 
-_START: Literal["spawn", "forkserver"] = "spawn"
+_CONTEXT = multiprocessing.get_context("spawn")
 """How processes come to be: each anew, as copies of this one would hang on the locks of its threads."""
 _PATIENCE = 5.0
 """Seconds that a process has to end by itself."""
@@ -131,14 +131,13 @@ class _OwnProcess:
 
 class _OtherProcesses:
     def __init__(self, payload: bytes, jobs: int) -> None:
-        context = multiprocessing.get_context(_START)
         threads = max(1, torch.get_num_threads() // jobs)
         self._workers: dict[Connection, BaseProcess] = {}
         try:
             with _uninterrupted(), _with_huge_pages():
                 for _ in range(jobs):
-                    ours, theirs = context.Pipe()
-                    worker = context.Process(target=_work, args=(theirs, threads), daemon=True)
+                    ours, theirs = _CONTEXT.Pipe()
+                    worker = _CONTEXT.Process(target=_work, args=(theirs, threads), daemon=True)
                     worker.start()
                     theirs.close()  # else nobody would be told when the process is gone
                     self._workers[ours] = worker

@@ -82,3 +82,11 @@ def near_ties(logits: Tensor, labels: Tensor, tolerance: float) -> Tensor:
     distance = torch.stack(((of_label - highest[:, :1]).abs(), (of_label - highest[:, -1:]).abs())).amin(0)
     scale = logits.abs().max()
     return ~(distance > 2 * tolerance * scale).squeeze(1)
+
+
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the largest value; infinite where either is not finite."""
+    if not bool(found.isfinite().all() & expected.isfinite().all()):
+        return float("inf") if not torch.equal(found.isfinite(), expected.isfinite()) else 0.0
+    scale = float(expected.abs().max())
+    return float((found - expected).abs().max()) / scale if scale else float((found - expected).abs().max())

@@ -21,6 +21,25 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """Of file systems that have none."""
 
 
+_HELD: set[int] = set()
+"""Open folders; processes that are forked meanwhile close theirs, else they would hold the lock, too."""
+
+
+def _close(handle: int) -> None:
+    if handle in _HELD:
+        _HELD.remove(handle)
+        os.close(handle)
+
+
+def _close_all() -> None:
+    for handle in list(_HELD):
+        _close(handle)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_all)
+
+
 class FolderLock:
     """Held until it is released, or the process has ended, however that came.
 
@@ -52,7 +71,8 @@ class FolderLock:
             if error.errno not in _NO_LOCKS:
                 os.close(handle)
                 raise
-        self._close = weakref.finalize(self, os.close, handle)
+        _HELD.add(handle)
+        self._close = weakref.finalize(self, _close, handle)
 
     def release(self) -> None:
         """Let others have it."""

@@ -65,18 +65,23 @@ class Lane:
             place: Rerun(program, units[place].tensors, units[place].inputs, folds) for place in places
         }
 
-    def run(self, images: Tensor, places: Sequence[int]) -> Iterator[tuple[int, LanePart]]:
+    def run(
+        self, images: Tensor, places: Sequence[int], on_dense: Callable[[Tensor], None] | None = None
+    ) -> Iterator[tuple[int, LanePart]]:
         """(unit, what depends on it), for one chunk; each is valid until the next one is asked for.
 
         Args:
             images: the chunk.
             places: of the units that are wanted.
+            on_dense: is given the logits of the dense network, in the end.
         """
         readers = [self._reruns[place] for place in places]
         filled = self._filled_up(images)
         for at, value in clean_pass(self._program, self._state, filled, readers):
             if at >= 0:
                 yield places[at], LanePart(self, readers[at], value, len(images), len(filled))
+            elif on_dense is not None:
+                on_dense(_outliving(value(self._program.output)[: len(images)]))
 
     def dense(self, images: Tensor) -> Tensor:
         """Logits of the dense network, for one chunk."""

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from distiller.errors import GraphTraceError
+from distiller.evaluation_mode import answer
 from distiller.replay import Program, applied, read_program
 from distiller.replay.program import unbatched
 from distiller.sensitivity.block_engine import TOLERANCE, EngineSettings
+from distiller.sensitivity.decisions import relative_difference
 from distiller.sensitivity.lane import Lane
 from distiller.sensitivity.units import Unit
 
@@ -63,11 +65,13 @@ def choose_settings(
         fast: take bfloat16 if it is faster.
     """
     checked = images[: program.batch or _CHECKED_IMAGES]
-    expected = model(checked)
+    expected = answer(model, checked)
     fault = ""
     for channels_last in (True, False) if _has_images(program) else (False,):
         try:
-            difference = _difference(Lane(model, program, units, (), channels_last).dense(checked), expected)
+            difference = relative_difference(
+                Lane(model, program, units, (), channels_last).dense(checked), expected
+            )
         except RuntimeError as error:  # torch's, of an operation that does not take that layout
             fault = str(error).splitlines()[0]
             continue
@@ -92,7 +96,7 @@ def _influence(model: nn.Module, program: Program, channels_last: bool, images: 
         parts = torch.cat([lane.dense(part) for part in images.split(size)])
     except RuntimeError as error:  # torch's, of an operation that does not take so many
         return str(error).splitlines()[0]
-    difference = _difference(parts, model(images))
+    difference = relative_difference(parts, answer(model, images))
     if difference <= TOLERANCE / 4:
         return ""
     return (
@@ -185,13 +189,5 @@ def _trial(
     differences = []
     for logits, variant in zip(in_part, variants, strict=True):
         with applied(model, variant):
-            differences.append(_difference(logits, model(images)))
+            differences.append(relative_difference(logits, answer(model, images)))
     return max(differences, default=0.0)
-
-
-def _difference(found: Tensor, expected: Tensor) -> float:
-    """The largest difference, relative to the largest value; infinite where either is not finite."""
-    if not bool(found.isfinite().all() & expected.isfinite().all()):
-        return float("inf") if not torch.equal(found.isfinite(), expected.isfinite()) else 0.0
-    scale = float(expected.abs().max())
-    return float((found - expected).abs().max()) / scale if scale else float((found - expected).abs().max())

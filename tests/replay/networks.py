@@ -121,6 +121,48 @@ class Tied(nn.Module):
         return self.fc(self.back(x).relu())
 
 
+class Scaling(nn.Module):
+    """Changes the images that it is given, in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(64, 12)
+        self.fc2 = nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.fc1(x.mul_(2).sub_(1).flatten(1)).relu())
+
+
+class Remembering(nn.Module):
+    """What it answers depends on what it was shown before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(64, 12)
+        self.fc2 = nn.Linear(12, 10)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.mul_(0.5).add_(x.mean() + 1)
+        return self.fc2((self.fc1(x.flatten(1)) * self.seen).relu())
+
+
+class Viewing(nn.Module):
+    """Reads a view of a result after the result itself has been read for the last time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 6, 3)
+        self.conv = nn.Conv2d(6, 6, 3)
+        self.fc = nn.Linear(6, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(F.relu(self.stem(x)))
+        seen = y.flatten(2)
+        z = F.relu(y)
+        return self.fc(z.mean((2, 3)) + seen.mean(2))
+
+
 class FixedBatch(nn.Module):
     """Depends on the number of images it is traced with."""
 
@@ -164,14 +206,18 @@ class Attention(nn.Module):
 
 NETWORKS = {
     cls.__name__: cls
-    for cls in (Plain, Residual, Skipping, Mixing, Branches, Tied, FixedBatch, Counting, Attention)
-}
+    for cls in (
+        Plain, Residual, Skipping, Mixing, Branches, Tied, FixedBatch, Counting, Attention, Viewing,
+    )
+}  # fmt: skip
+WITHOUT_PROGRAM = {cls.__name__: cls for cls in (Scaling, Remembering)}
+"""Those that are run as a whole."""
 
 
 def make(name: str) -> nn.Module:
     """One of them in evaluation mode, with statistics that are not those of a new one."""
     torch.manual_seed(5)
-    model = NETWORKS[name]()
+    model = {**NETWORKS, **WITHOUT_PROGRAM}[name]()
     with torch.no_grad():
         for _ in range(3):
             model(torch.randn(16, 1, 8, 8) * 2 + 1)

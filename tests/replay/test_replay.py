@@ -281,7 +281,10 @@ class Branching(nn.Module):
 @pytest.mark.parametrize(
     "network, reason",
     [
-        (Counting, "Counting: changes its own buffers in evaluation; it is run as a whole instead"),
+        (
+            Counting,
+            "Counting: changes its own buffers in evaluation, which are put back each time; it is run as a whole instead",
+        ),
         (Two, "Two: takes 1 tensors and returns 2 values, one of each can be run in part"),
         (Branching, "Branching: torch.export cannot trace it for running it in part: "),
     ],

@@ -33,4 +33,4 @@ def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes of a sweep are forks of one that has imported all they need, which each would take seconds for."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["distiller.sensitivity.block_pool", "tests.sensitivity.conftest"])
-    monkeypatch.setattr("distiller.sensitivity.block_pool._START", "forkserver")
+    monkeypatch.setattr("distiller.sensitivity.block_pool._CONTEXT", context)

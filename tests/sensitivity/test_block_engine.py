@@ -141,6 +141,23 @@ def test_a_decision_too_close_to_call_is_made_by_the_plain_loop(monkeypatch):
     assert_same(engine.run(X, Y).points, plain(model, units))
 
 
+def test_a_block_on_which_the_dense_network_answers_otherwise_in_parts_is_run_as_a_whole(monkeypatch):
+    """What was tried on the first images need not hold of later ones."""
+    model = make("Residual")
+    units = units_of(model, "element", (0.3, 0.6))
+    engine = BlockEngine(model, program_of("Residual"), units, EngineSettings(8))
+    real = Lane.run
+
+    def off(self, images, places, on_dense=None):
+        return real(self, images, places, lambda logits: on_dense(logits * 1.01))
+
+    monkeypatch.setattr(Lane, "run", off)
+    monkeypatch.setattr(
+        LanePart, "logits", lambda self, variants: [torch.eye(10)[:1].expand(self.images, 10)] * len(variants)
+    )
+    assert_same(engine.run(X, Y).points, plain(model, units))
+
+
 def test_a_decision_that_is_clear_is_not_made_again(monkeypatch):
     model = make("Plain")
     units = units_of(model, "element", (0.5,))

@@ -5,6 +5,8 @@ import gc
 import json
 import os
 import platform
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -301,6 +303,27 @@ def test_a_folder_that_is_swept_into_is_refused_until_that_has_ended(tmp_path):
         assert files_of(tmp_path) == before
     with SweepFolder(tmp_path, SETTINGS) as files:
         assert files.blocks == {0: BLOCKS[0]}
+
+
+def test_processes_that_were_forked_meanwhile_do_not_keep_a_folder(tmp_path):
+    """As workers that read images, which live on for seconds when a sweep is killed."""
+    with SweepFolder(tmp_path, SETTINGS):
+        ours, theirs = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(theirs, b"x")
+            time.sleep(60)
+            os._exit(0)
+        assert os.read(ours, 1) == b"x"  # it runs
+        with pytest.raises(SensitivityError, match="a sweep is running there"):
+            SweepFolder(tmp_path, SETTINGS)
+    try:
+        SweepFolder(tmp_path, SETTINGS).close()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(ours)
+        os.close(theirs)
 
 
 @pytest.mark.parametrize("engine", [{}, []])

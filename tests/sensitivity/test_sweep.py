@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -199,6 +200,50 @@ def test_where_images_influence_each_other_counts_are_those_of_whole_blocks(tmp_
     assert warning.startswith(
         "all 3 curves: run as a whole for every level, which takes longer: images of a block influence each other"
     )
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        ("Scaling", "Scaling: changes the images that it is given"),
+        (
+            "Remembering",
+            "Remembering: changes its own buffers in evaluation, which are put back each time",
+        ),
+    ],
+)
+def test_a_network_that_changes_its_images_or_itself_is_run_anew_for_every_point(
+    quick_start, tmp_path, caplog, name, why, jobs
+):
+    net = make(name)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    images_before = X.clone()
+    points = sensitivity_sweep(net, [AxisRequest("element", (0.3, 0.8))], data(), tmp_path, jobs=jobs)
+
+    def by_blocks(*, model):
+        results = []
+        for x, y in zip(X.split(16), Y.split(16), strict=True):
+            fresh = copy.deepcopy(model)
+            with torch.no_grad():
+                logits = fresh(x.clone())
+            results.append((logits, y))
+        meter = ClassificationMeter()
+        for logits, y in results:
+            meter.update(logits, y, nn.functional.cross_entropy(logits, y))
+        result = meter.result()
+        return result.top1, result.top5, result.loss
+
+    expected = perform_sensitivity_analysis(net, ["*"], (0.0, 0.3, 0.8), by_blocks, "element")
+    for point in points:
+        score = expected[point.parameter][point.level]
+        assert point.score[:2] == score[:2], (point.parameter, point.level)
+        assert point.score.loss == pytest.approx(score.loss, abs=1e-5)
+    assert len({point.score for point in points}) > 3
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert torch.equal(images_before, X)
+    (warning,) = told(caplog)
+    assert f"which takes longer: {why}; it is run as a whole instead" in warning
 
 
 def test_units_that_cannot_be_cut_are_told_and_measured_all_the_same(tmp_path, caplog):
