@@ -243,6 +243,7 @@ class _Extras(_Form, extra="ignore"):
     """What the library and the program read of the extras; the rest is the writer's."""
 
     seed: _Count = 0
+    validation_split: _Number | None = None
     tracker: _Tracker = _Tracker(scores=[])
     reference: _Figures | None = None
     before_quantization: _Figures | None = None

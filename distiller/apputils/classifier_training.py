@@ -37,6 +37,7 @@ from distiller.apputils.meters import EvalResult
 from distiller.apputils.model_checks import check_single_image
 from distiller.apputils.progress import EpochProgress
 from distiller.apputils.results_card import ResultsCard
+from distiller.apputils.run_seed import split_extras
 from distiller.apputils.scores import ScoreTracker
 from distiller.apputils.stored_exits import joint_loss
 from distiller.apputils.training_loop import train_epoch
@@ -205,7 +206,7 @@ class ClassifierTraining:
             return
         name = f"{self.args.name}_untrained" if self.args.name else "untrained"
         if self.start == 0 or checkpoint is None:
-            extras = {"seed": self.compressor.seed, "is_untrained": True}
+            extras = {**split_extras(self.args, self.compressor.seed), "is_untrained": True}
             path = save_checkpoint(0, self.args.arch, self.model, extras=extras, name=name, dir=folder.path)
             _LOG.info("Saved untrained model to: %s", path)
             return
@@ -298,7 +299,7 @@ class ClassifierTraining:
     def _save(self, epoch: int, is_best: bool) -> None:
         best = self.tracker.best()[0]
         extras = {
-            "seed": self.compressor.seed,
+            **split_extras(self.args, self.compressor.seed),
             "tracker": self.tracker.state_dict(),
             "best_top1": best.top1,
             "best_epoch": best.epoch,

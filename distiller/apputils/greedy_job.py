@@ -27,6 +27,7 @@ from distiller.apputils.checkpoint import save_checkpoint
 from distiller.apputils.image_classifier import ClassifierCompressor
 from distiller.apputils.measurement import Measurement
 from distiller.apputils.results_card import ResultsCard
+from distiller.apputils.run_seed import split_extras
 from distiller.apputils.stored_exits import joint_loss
 from distiller.apputils.training_loop import Batches, evaluate, train_epoch
 from distiller.atomic_file import write_whole
@@ -204,7 +205,7 @@ def _save(
     folder: Path,
 ) -> Path:
     extras = {
-        "seed": compressor.seed,
+        **split_extras(compressor.args, compressor.seed),
         "reference": asdict(reference),
         "greedy": {"rows": rows, "removed": best.removed},
     }

@@ -39,7 +39,7 @@ from distiller.apputils.model_checks import check_arch, check_finite, check_user
 from distiller.apputils.packing_usage import packs_only
 from distiller.apputils.progress import EpochProgress
 from distiller.apputils.results_card import ResultsCard, build_card
-from distiller.apputils.run_seed import choose_seed, seed_warning
+from distiller.apputils.run_seed import choose_seed, seed_warning, split_warning
 from distiller.apputils.stored_exits import prepared_exits
 from distiller.apputils.structure import history_of, recipes_of
 from distiller.config import file_config
@@ -346,9 +346,13 @@ class ClassifierCompressor:
                     f"{told}; give --dataset {theirs}, or take the weights only, with --exp-load-weights-from"
                 )
             _LOG.warning("%s", told)
-        warning = seed_warning(self.args, checkpoint, self.seed, trains=self.trains, goes_on=self.goes_on)
-        if warning is not None:
-            _LOG.warning("%s", warning)
+        trains, goes_on = self.trains, self.goes_on
+        for warning in (
+            seed_warning(self.args, checkpoint, self.seed, trains=trains, goes_on=goes_on),
+            split_warning(self.args, checkpoint, trains=trains, goes_on=goes_on),
+        ):
+            if warning is not None:
+                _LOG.warning("%s", warning)
 
     def _kept_figures(self, name: str) -> Measurement | None:
         """Figures of another model that the checkpoint keeps in its extras."""

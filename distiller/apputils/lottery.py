@@ -18,6 +18,7 @@ from torch import Tensor
 from distiller.apputils.checkpoint import read_checkpoint, write_document
 from distiller.apputils.checkpoint_format import Checkpoint, sealed
 from distiller.apputils.rng_state import capture_rng_state
+from distiller.apputils.run_seed import SPLIT_EXTRAS
 from distiller.errors import CheckpointError, DistillerError
 from distiller.masks import PRUNER_SLOT
 
@@ -74,8 +75,7 @@ def save_lottery_ticket(untrained: str | Path, pruned: str | Path, folder: str |
         for name, value in before.state_dict.items()
     }
     extras = {"is_untrained": True, "reference": after.extras.get("reference")}
-    if "seed" in before.extras:
-        extras["seed"] = before.extras["seed"]
+    extras |= {name: before.extras[name] for name in SPLIT_EXTRAS if name in before.extras}
     factored = [recipe.to_plain() for recipe in before.factorization_recipes]
     document = sealed(
         {

@@ -21,6 +21,7 @@ from distiller.apputils.inference_state import inference_state
 from distiller.apputils.onnx_path import path_outside
 from distiller.apputils.packed_checkpoint import contents_of, pack_contents, read_packed_checkpoint
 from distiller.apputils.results_card import ResultsCard
+from distiller.apputils.run_seed import SPLIT_EXTRAS
 from distiller.errors import UsageError
 from distiller.packing import PackReport
 
@@ -28,7 +29,14 @@ __all__ = ["check_pack", "pack_checkpoint", "unpack_checkpoint", "with_packed"]
 
 _LOG = logging.getLogger(__name__)
 _ENDING = ".dsz"
-_KEPT_EXTRAS = ("seed", "reference", "before_quantization", "best_top1", "quantized_top1", "is_untrained")
+_KEPT_EXTRAS = (
+    *SPLIT_EXTRAS,
+    "reference",
+    "before_quantization",
+    "best_top1",
+    "quantized_top1",
+    "is_untrained",
+)
 
 
 def check_pack(compressor: ClassifierCompressor) -> None:

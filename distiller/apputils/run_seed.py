@@ -1,4 +1,4 @@
-"""The seed of a run: given, a checkpoint's, or drawn. Some images are set aside by it to validate.
+"""The seed of a run: given, a checkpoint's, or drawn. A share of the images is set aside by it to validate.
 
 Knows nothing about models or data.
 """
@@ -7,10 +7,19 @@ from __future__ import annotations
 
 import random
 from argparse import Namespace
+from typing import Any
 
 from distiller.apputils.checkpoint import Checkpoint
 
-__all__ = ["choose_seed", "seed_warning"]
+__all__ = ["SPLIT_EXTRAS", "choose_seed", "seed_warning", "split_extras", "split_warning"]
+
+SPLIT_EXTRAS = ("seed", "validation_split")
+"""What checkpoints keep in their extras of the images that training set aside."""
+
+
+def split_extras(args: Namespace, seed: int) -> dict[str, Any]:
+    """That of a run."""
+    return {"seed": seed, "validation_split": args.validation_split}
 
 
 def choose_seed(args: Namespace, checkpoint: Checkpoint | None, *, trains: bool) -> int:
@@ -62,6 +71,41 @@ def seed_warning(
     return (
         f"--seed {seed}: {checkpoint.path} was trained by seed {theirs}, on most of the images that validate "
         f"by {seed}. Leave --seed out for its own"
+    )
+
+
+def split_warning(args: Namespace, checkpoint: Checkpoint, *, trains: bool, goes_on: bool) -> str | None:
+    """What does not fit between the shares of images that a run and its checkpoint's training set aside.
+
+    The images of a smaller share are among those of a larger one, by the same seed.
+
+    Args:
+        args: the flags by name.
+        checkpoint: that is loaded.
+        trains: whether the run trains.
+        goes_on: whether it is the checkpoint's training that goes on.
+    """
+    own, theirs = args.validation_split, checkpoint.extras.get("validation_split")
+    decides = _decides_by_validation(args, trains)
+    if theirs is None:
+        if not decides or _seed_of(checkpoint) is None:  # which is told
+            return None
+        return (
+            f"{checkpoint.path}: does not say which share of the images its training set aside: some of "
+            "those that validate now may have been trained on. Give the --validation-split of its training, "
+            f"now {own:g}"
+        )
+    if goes_on and theirs != own:
+        return (
+            f"--validation-split {own:g}: that of the resumed run is {theirs:g}. With another one other "
+            f"images validate (some were trained on): give --validation-split {theirs:g} to go on as it began"
+        )
+    if not decides or own <= theirs:
+        return None
+    remedy = f"give --validation-split {theirs:g}" if theirs else "train with images set aside"
+    return (
+        f"--validation-split {own:g}: {checkpoint.path} was trained with {theirs:g}, on some of the images "
+        f"that validate now; {remedy}"
     )
 
 

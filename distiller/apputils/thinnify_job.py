@@ -21,13 +21,14 @@ from distiller.apputils.checkpoint import (
     save_checkpoint,
 )
 from distiller.apputils.image_classifier import ClassifierCompressor
+from distiller.apputils.run_seed import SPLIT_EXTRAS
 from distiller.errors import UsageError
 from distiller.export.latency import measure_latencies
 from distiller.scheduler import CompressionScheduler
 from distiller.thinning.thin_model import ThinningReport, contract_model
 
 _LOG = logging.getLogger(__name__)
-_KEPT_EXTRAS = ("seed", "reference", "is_untrained")
+_KEPT_EXTRAS = (*SPLIT_EXTRAS, "reference", "is_untrained")
 
 
 def thinnify(compressor: ClassifierCompressor) -> None:

@@ -145,6 +145,8 @@ def coupled_prunables(
         if not set(curves).intersection(swept):
             continue
         reason = _hindrance(axis, group, makers, shapes)
+        if reason is None:
+            makers, reason = _own_first(group, makers, groups)
         if reason is None and axis == "filter" and (others := [name for name in makers if name not in swept]):
             reason = f"{others[0]} goes with it and was not swept"
         if reason is not None:
@@ -261,6 +263,24 @@ def _makers(group: ChannelGroup, shapes: Mapping[str, Sequence[int]]) -> tuple[s
     return tuple(
         member.name for member in group.members if member.role == "output" and len(shapes[member.name]) >= 2
     )
+
+
+def _own_first(
+    group: ChannelGroup, makers: Sequence[str], groups: Iterable[ChannelGroup]
+) -> tuple[tuple[str, ...], str | None]:
+    """The weights of a group, those first that no other has which can be pruned; or why there are none.
+
+    A schedule says by the name of a weight what is pruned, and a layer can make units of several groups.
+    """
+    shared: dict[str, str] = {}
+    for other in groups:
+        if other is not group and other.reason is None:
+            shared.update({member.name: other.name for member in other.members if member.role != "input"})
+    own = [name for name in makers if name not in shared]
+    if not own:
+        others = ", ".join(f"'{other}'" for other in dict.fromkeys(shared[name] for name in makers))
+        return tuple(makers), f"all layers that make its units make those of groups {others} too"
+    return (*own, *(name for name in makers if name in shared)), None
 
 
 def _hindrance(

@@ -343,7 +343,7 @@ def test_the_untrained_model_is_saved_when_asked_for(flags, open_run):
     ClassifierTraining(compressor).run()
     saved = read_checkpoint(open_run.folder / "exp_untrained_checkpoint.pth.tar")
     assert all(torch.equal(value, before[name]) for name, value in saved.state_dict.items())
-    assert saved.extras == {"seed": 7, "is_untrained": True}
+    assert saved.extras == {"seed": 7, "validation_split": 0.1, "is_untrained": True}
     assert saved.optimizer is None
     ClassifierTraining(ClassifierCompressor(flags("--epochs 1"), open_run)).run()
     assert open_run.names().isdisjoint({"untrained_checkpoint.pth.tar"})

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from distiller.config import dict_config
 from distiller.errors import SensitivityError, UsageError
 from distiller.model_summaries import total_macs
 from distiller.names import named_parameters
@@ -16,6 +17,7 @@ from distiller.sensitivity.prunables import (
     removed_work,
     single_prunables,
 )
+from distiller.sensitivity.schedule_text import Chosen, pruning_epochs, recommended_schedule
 from distiller.thinning import apply_recipe, thinning_recipe
 from distiller.thinning.trial import model_groups
 
@@ -139,6 +141,70 @@ def test_groups_go_by_their_name(residual):
     assert str(error.value) == (
         "sweep: the model has no channel group 'conv9.weight'; it is of another model"
     )
+
+
+class Shared(nn.Module):
+    """A layer whose filters are of two groups, each with another layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.input_shape = (1, 3, 8, 8)
+        self.stem, self.read = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+        self.left, self.right = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        return self.read(self.stem(x) + torch.cat([self.left(x), self.right(x)], 1)).flatten(1)
+
+
+class Overlapping(nn.Module):
+    """Filters 2 and 3 of the sum are made by layers that make others, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.input_shape = (1, 3, 8, 8)
+        self.all, self.read = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+        self.first4, self.last4 = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+        self.first2, self.last6 = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 6, 1)
+
+    def forward(self, x):
+        halves = torch.cat([self.first4(x), self.last4(x)], 1)
+        return self.read(self.all(x) + halves + torch.cat([self.first2(x), self.last6(x)], 1)).flatten(1)
+
+
+def prunables_of_all_groups(model):
+    groups = model_groups(model, "a test")
+    names = [group.name for group in groups if group.reason is None]
+    return coupled_prunables("group", groups, shapes_of(model), names, (0.25, 0.5))[:2]
+
+
+def test_groups_that_share_a_layer_are_told_apart_by_another():
+    """Else the level of one would be that of both."""
+    torch.manual_seed(0)
+    model = Shared()
+    found, reasons = prunables_of_all_groups(model)
+    assert reasons == {}
+    assert {own.name: own.weights for own in found} == {
+        "stem.weight": ("left.weight", "stem.weight"),
+        "stem.weight#2": ("right.weight", "stem.weight"),
+    }
+    chosen = [Chosen(own.weights, level) for own, level in zip(found, (0.25, 0.5), strict=True)]
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scheduler = dict_config(model, optimizer, recommended_schedule("group", chosen, 4))
+    for epoch in range(pruning_epochs(4)):
+        scheduler.on_epoch_begin(epoch, optimizer)
+    masks = scheduler.masks.masked()
+    gone = {
+        name: int((masks[f"{name}.weight"].flatten(1).sum(1) == 0).sum())
+        for name in ("left", "right", "stem")
+    }
+    assert gone == {"left": 1, "right": 2, "stem": 3}
+
+
+def test_a_group_without_a_layer_of_its_own_stays_whole():
+    found, reasons = prunables_of_all_groups(Overlapping())
+    assert [own.weights[0] for own in found] == ["first2.weight", "last4.weight"]
+    (reason,) = reasons.values()
+    assert reason.startswith("all layers that make its units make those of groups 'first4.weight'")
 
 
 def test_what_stays_whole_says_why(residual):
