@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from distiller.evaluation_mode import answer
 from distiller.names import named_buffers, named_parameters
 from distiller.replay import Program, Variant, applied
-from distiller.sensitivity.decisions import Tally, near_ties, relative_difference, right_answers
+from distiller.sensitivity.decisions import Decisions, Tally, relative_difference, right_answers
 from distiller.sensitivity.lane import Lane, LanePart
 from distiller.sensitivity.units import Unit
 
@@ -123,10 +123,8 @@ class BlockEngine:
             for place in range(len(self.units))
         }
         points: dict[Place, Tally] = {}
-        for place, own, logits in self._logits(images, labels, dense_logits, wanted):
-            tally = (
-                dense.against(is_right, is_right) if own.is_dense else self._tally(logits, labels, is_right)
-            )
+        for place, own, found in self._decisions(images, labels, dense_logits, wanted):
+            tally = dense if found is None else found.tally.against(is_right, found.is_right)
             for level in own.levels:
                 if active is None or (place, level) in active:
                     points[place, level] = tally
@@ -138,65 +136,59 @@ class BlockEngine:
         logits = torch.cat([self._lanes[0].dense(chunk) for chunk in images.split(self.settings.chunk)])
         return int((logits.argmax(1) != dense_logits.argmax(1)).sum())
 
-    def _tally(self, logits: Tensor | None, labels: Tensor, is_right: Tensor) -> Tally:
-        assert logits is not None
-        return Tally.of(logits, labels).against(is_right, right_answers(logits, labels))
-
-    def _logits(
+    def _decisions(
         self,
         images: Tensor,
         labels: Tensor,
         dense_logits: Tensor,
         wanted: Mapping[int, Sequence[_Distinct]],
-    ) -> Iterator[tuple[int, _Distinct, Tensor | None]]:
+    ) -> Iterator[tuple[int, _Distinct, Decisions | None]]:
+        """Of each unit and variant; None: those of the dense network."""
         for place, distinct in wanted.items():
             yield from ((place, own, None) for own in distinct if own.is_dense)
         todo = {place: [own for own in distinct if not own.is_dense] for place, distinct in wanted.items()}
         for lane in self._lanes:
-            for place, own, logits in self._from_lane(lane, images, dense_logits, todo):
-                is_open = logits is None or (
-                    not lane.is_coarse and bool(near_ties(logits, labels, TOLERANCE).any())
-                )
-                yield place, own, self._plain(images, place, own) if is_open else logits
+            for place, own, found in self._from_lane(lane, images, labels, dense_logits, todo):
+                is_open = found is None or (not lane.is_coarse and found.could_be_others(TOLERANCE))
+                yield place, own, self._plain(images, labels, place, own) if is_open else found
         for place in self._whole:
-            yield from ((place, own, self._plain(images, place, own)) for own in todo[place])
+            yield from ((place, own, self._plain(images, labels, place, own)) for own in todo[place])
 
     def _from_lane(
         self,
         lane: Lane,
         images: Tensor,
+        labels: Tensor,
         dense_logits: Tensor,
         todo: Mapping[int, Sequence[_Distinct]],
-    ) -> Iterator[tuple[int, _Distinct, Tensor | None]]:
-        """None for logits: on these images the lane does not answer as the network does."""
-        found: dict[int, list[list[Tensor]]] = {place: [] for place in lane.places if todo[place]}
-        clean: list[Tensor] = []
+    ) -> Iterator[tuple[int, _Distinct, Decisions | None]]:
+        """None: on these images the lane does not answer as the network does."""
+        found: dict[int, list[list[Decisions]]] = {place: [] for place in lane.places if todo[place]}
         late: dict[int, list[LanePart]] = {place: [] for place in self._late(lane, images, todo)}
-        for chunk in images.split(self.settings.chunk) if found else ():
+        clean: list[Tensor] = []
+        chunks, of_chunks = (whole.split(self.settings.chunk) for whole in (images, labels))
+        for chunk, own_labels in zip(chunks, of_chunks, strict=True) if found else ():
             for place, part in lane.run(chunk, list(found), clean.append):
                 if place in late:
                     late[place].append(part.kept())
                 else:
-                    found[place] += self._of_parts([part], place, todo[place])
+                    found[place] += self._of_parts([part], place, todo[place], [own_labels])
         for place in list(late):
-            found[place] = self._of_parts(late.pop(place), place, todo[place])
-        is_true = (
-            lane.is_coarse
-            or not found
-            or relative_difference(torch.cat(clean), dense_logits) <= TOLERANCE / 4
-        )
+            found[place] = self._of_parts(late.pop(place), place, todo[place], of_chunks)
+        is_true = lane.is_coarse or not found
+        is_true = is_true or relative_difference(torch.cat(clean), dense_logits) <= TOLERANCE / 4
         for place, by_chunk in found.items():
-            for own, logits in zip(todo[place], zip(*by_chunk, strict=True), strict=True):
-                yield place, own, torch.cat(logits) if is_true else None
+            for own, parts in zip(todo[place], zip(*by_chunk, strict=True), strict=True):
+                yield place, own, Decisions.together(parts) if is_true else None
 
     def _of_parts(
-        self, parts: Sequence[LanePart], place: int, distinct: Sequence[_Distinct]
-    ) -> list[list[Tensor]]:
-        """Logits of each variant, part by part."""
-        found: list[list[Tensor]] = [[] for _ in parts]
+        self, parts: Sequence[LanePart], place: int, distinct: Sequence[_Distinct], labels: Sequence[Tensor]
+    ) -> list[list[Decisions]]:
+        """Of each variant, part by part."""
+        found: list[list[Decisions]] = [[] for _ in parts]
         for variants in self._cache.groups(place, [own.levels[0] for own in distinct]):
-            for logits, part in zip(found, parts, strict=True):
-                logits += part.logits(variants)
+            for decisions, part, of_part in zip(found, parts, labels, strict=True):
+                decisions += [Decisions.of(logits, of_part) for logits in part.logits(variants)]
             variants.clear()  # before the next ones are made
         return found
 
@@ -213,9 +205,9 @@ class BlockEngine:
                     late.add(place)
         return late
 
-    def _plain(self, images: Tensor, place: int, own: _Distinct) -> Tensor:
+    def _plain(self, images: Tensor, labels: Tensor, place: int, own: _Distinct) -> Decisions:
         with applied(self.model, self._cache.variant(place, own.levels[0])):
-            return answer(self.model, images)
+            return Decisions.of(answer(self.model, images), labels)
 
 
 @dataclass(frozen=True, slots=True)

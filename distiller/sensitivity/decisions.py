@@ -5,6 +5,7 @@ Knows nothing about where logits come from.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,7 +39,8 @@ class Tally:
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor) -> Tally:
-        """Those of one batch: logits (batch, classes), labels (batch,)."""
+        """Those of one batch: logits (batch, classes), labels (batch,). Losses are at least of float32."""
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         rank = label_ranks(logits, labels)
         loss = F.cross_entropy(logits, labels).double() * len(labels)  # as a mean over the batch is summed
         top1, top5 = int((rank == 0).sum()), int((rank < _TOP).sum())
@@ -60,28 +62,54 @@ class Tally:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """What is left of logits when they are gone.
+
+    Attributes:
+        tally: of the images, without what changed from the dense network.
+        is_right: (images,) of bool.
+        distance: the least by which two logits would have to come nearer for another image to be right, or
+            among the five highest, or one less; NaN where a logit is.
+        largest: of the absolute logits.
+    """
+
+    tally: Tally
+    is_right: Tensor
+    distance: Tensor
+    largest: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, labels: Tensor) -> Decisions:
+        """Those of one batch: logits (batch, classes), labels (batch,)."""
+        of_label = logits.gather(1, labels.unsqueeze(1))
+        others = logits.scatter(1, labels.unsqueeze(1), -torch.inf)
+        highest = others.topk(min(_TOP, logits.shape[1]), dim=1).values
+        gaps = torch.stack(((of_label - highest[:, :1]).abs(), (of_label - highest[:, -1:]).abs()))
+        return cls(Tally.of(logits, labels), right_answers(logits, labels), gaps.amin(), logits.abs().amax())
+
+    @classmethod
+    def together(cls, parts: Sequence[Decisions]) -> Decisions:
+        """Those of all images, in the order of the parts; one at least."""
+        return cls(
+            sum((part.tally for part in parts), Tally(0, 0, 0, 0.0)),
+            torch.cat([part.is_right for part in parts]),
+            torch.stack([part.distance for part in parts]).amin(),
+            torch.stack([part.largest for part in parts]).amax(),
+        )
+
+    def could_be_others(self, tolerance: float) -> bool:
+        """Whether an error of the logits could change one, or a logit is not finite.
+
+        Args:
+            tolerance: of the error, relative to the largest logit.
+        """
+        return not bool(self.distance > 2 * tolerance * self.largest)
+
+
 def right_answers(logits: Tensor, labels: Tensor) -> Tensor:
     """Which labels have the highest logit, (batch,) of bool."""
     return label_ranks(logits, labels) == 0
-
-
-def near_ties(logits: Tensor, labels: Tensor, tolerance: float) -> Tensor:
-    """Where a small error of the logits could change whether an image is right, or among the five highest.
-
-    Args:
-        logits: (batch, classes).
-        labels: (batch,), integers.
-        tolerance: of the error, relative to the largest logit of all images.
-
-    Returns:
-        (batch,) of bool; true as well where a logit is not finite.
-    """
-    of_label = logits.gather(1, labels.unsqueeze(1))
-    others = logits.scatter(1, labels.unsqueeze(1), -torch.inf)
-    highest = others.topk(min(_TOP, logits.shape[1]), dim=1).values
-    distance = torch.stack(((of_label - highest[:, :1]).abs(), (of_label - highest[:, -1:]).abs())).amin(0)
-    scale = logits.abs().max()
-    return ~(distance > 2 * tolerance * scale).squeeze(1)
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:

@@ -1,4 +1,6 @@
-"""A sweep that is killed, once for each argument: `python killed_sweep.py FOLDER block:2 write:1 0.35`.
+"""A sweep that is killed, once for each argument: `python killed_sweep.py FOLDER exact block:2 write:1 0.35`.
+
+The second argument is the error that points are known to, or `exact`.
 
 SIGKILL strikes when so many blocks were run, or when half of the line of a block is written, or after so many
 seconds, whatever is being done then. Each run is a process of its own; a fork, because importing torch again
@@ -21,7 +23,7 @@ AXES = (AxisRequest("element", (0.25, 0.5, 0.75)), AxisRequest("weight-bits", (8
 
 
 def data() -> TensorBlocks:
-    return TensorBlocks(images(40), torch.arange(40) % 10, 8, "forty")
+    return TensorBlocks(images(96), torch.arange(96) % 10, 8, "ninety-six")
 
 
 def sweep(folder: str, error: float | None = None) -> list:
@@ -32,7 +34,7 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def sweep_until_killed(folder: str, where: str, block: int) -> None:
+def sweep_until_killed(folder: str, error: float | None, where: str, block: int) -> None:
     calls = 0
 
     def run_or_die(self: BlockEngine, *args: object) -> object:
@@ -51,7 +53,7 @@ def sweep_until_killed(folder: str, where: str, block: int) -> None:
 
     run, BlockEngine.run = BlockEngine.run, run_or_die
     write, PointFile._write = PointFile._write, tear_line
-    sweep(folder)
+    sweep(folder, error)
 
 
 def kill_after(child: int, seconds: float) -> None:
@@ -62,14 +64,15 @@ def kill_after(child: int, seconds: float) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for argument in sys.argv[2:]:
+    error = None if sys.argv[2] == "exact" else float(sys.argv[2])
+    for argument in sys.argv[3:]:
         where, _, block = argument.partition(":")
         child = os.fork()
         if child == 0:
             if block:
-                sweep_until_killed(sys.argv[1], where, int(block))
+                sweep_until_killed(sys.argv[1], error, where, int(block))
             else:
-                sweep(sys.argv[1])
+                sweep(sys.argv[1], error)
             os._exit(0)
         if not block:
             kill_after(child, float(where))

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from distiller.sensitivity.decisions import Tally, near_ties, right_answers
+from distiller.sensitivity.decisions import Decisions, Tally, right_answers
 
 
 def test_counts_and_loss_of_a_batch():
@@ -41,11 +43,41 @@ def test_what_changed_from_the_dense_network():
     ],
 )
 def test_where_a_small_error_could_change_a_decision(row, label, is_near):
-    assert near_ties(torch.tensor([row]), torch.tensor([label]), 1e-4).tolist() == [is_near]
+    assert Decisions.of(torch.tensor([row]), torch.tensor([label])).could_be_others(1e-4) == is_near
 
 
 def test_fewer_than_five_classes():
     logits = torch.tensor([[1.0, 0.0, -2.0]])
-    assert near_ties(logits, torch.tensor([0]), 1e-4).tolist() == [False]
-    assert near_ties(logits, torch.tensor([2]), 1e-4).tolist() == [False]
+    assert not Decisions.of(logits, torch.tensor([0])).could_be_others(1e-4)
+    assert not Decisions.of(logits, torch.tensor([2])).could_be_others(1e-4)
     assert Tally.of(logits, torch.tensor([2])).top5 == 1
+
+
+def test_decisions_of_parts_are_those_of_the_whole():
+    generator = torch.Generator().manual_seed(4)
+    logits, labels = torch.randn(20, 7, generator=generator), torch.randint(7, (20,), generator=generator)
+    whole = Decisions.of(logits, labels)
+    found = Decisions.together(
+        [Decisions.of(x, y) for x, y in zip(logits.split(6), labels.split(6), strict=True)]
+    )
+    assert torch.equal(found.is_right, right_answers(logits, labels))
+    assert (found.distance, found.largest) == (whole.distance, whole.largest)
+    assert replace(found.tally, loss=0.0) == replace(Tally.of(logits, labels), loss=0.0)
+    assert found.tally.loss == pytest.approx(whole.tally.loss)
+
+
+def test_the_largest_logit_of_all_images_is_what_an_error_is_relative_to():
+    near, large = torch.tensor([[1.0, 0.999, 0.0]]), torch.tensor([[100.0, 0.0, 0.0]])
+    label = torch.tensor([0])
+    parts = [Decisions.of(logits, label) for logits in (near, large)]
+    assert not parts[0].could_be_others(1e-4)
+    assert Decisions.together(parts).could_be_others(1e-4)
+    nan = Decisions.of(torch.tensor([[float("nan"), 1.0, 0.0]]), label)
+    assert Decisions.together([nan, parts[1]]).could_be_others(1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_losses_of_half_precision_are_of_its_values_in_float32(dtype):
+    logits = torch.tensor([[3.0, 1, 2], [0.0, 5, 4]]).to(dtype)
+    labels = torch.tensor([1, 0])
+    assert Tally.of(logits, labels) == Tally.of(logits.float(), labels)

@@ -329,23 +329,31 @@ def test_the_model_comes_back_bit_for_bit_and_in_its_modes(net, tmp_path):
     assert not net.norm1.training
 
 
-def killed(folder, *moments):
+def killed(folder, error, *moments):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(KILLED_SWEEP), str(folder), *moments]
+    command = [
+        sys.executable,
+        str(KILLED_SWEEP),
+        str(folder),
+        "exact" if error is None else str(error),
+        *moments,
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_sweep_killed_ten_times_ends_in_the_same_file_as_an_uninterrupted_one(tmp_path):
+@pytest.mark.parametrize("error", [None, 30.0])
+def test_a_sweep_killed_ten_times_ends_in_the_same_file_as_an_uninterrupted_one(tmp_path, error):
     """At the beginning of blocks, in the middle of lines, and whenever it happens to be."""
     script = runpy.run_path(str(KILLED_SWEEP))
     folder = tmp_path / "killed"
     generator = random.Random(7)
     moments = [f"{generator.uniform(0.05, 1.5):.2f}" for _ in range(6)]
-    killed(folder, *moments[:3], "block:2", "write:1", "block:1", "write:2", *moments[3:])
-    resumed = script["sweep"](str(folder))
+    killed(folder, error, *moments[:3], "block:2", "write:1", "block:1", "write:2", *moments[3:])
+    resumed = script["sweep"](str(folder), error)
     straight = tmp_path / "straight"
-    assert script["sweep"](str(straight)) == resumed
+    assert script["sweep"](str(straight), error) == resumed
+    assert any(point.n < 96 for point in resumed) == (error is not None)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
         path.name: path.read_bytes() for path in straight.iterdir()
     }
