@@ -4,8 +4,8 @@ Forward and backward of C for the 266,610 parameters of LeNet-300-100 and 16 com
 all weights, means, log-precisions and mixing logits: by `mixture_penalty` (float32 weights and a float64
 mixture, as SoftWeightSharing has them), and by the plain torch expression in float32. Gradients of both are
 compared, and with those of the plain expression in float64. In two states of a training: at its beginning
-(components of standard deviation 0.25) and later on (0.03, and zero at 0.01). Each call that counts follows
-one of the same side, as in a training.
+(components of standard deviation 0.25) and later on (0.03, and zero at 0.01), in turn. Each call that counts
+follows one of the same side, as in a training.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ _TAU = 1e-6
 _REPEATS = {True: 15, False: 101}
 _BARS = {"milliseconds": 10.0, "gradients": 1e-5}
 Expression = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+_SIDES: tuple[tuple[str, Expression, torch.dtype], ...] = (
+    ("mixture_penalty", mixture_penalty, torch.float64),
+    ("plain", plain_mixture_penalty, torch.float32),
+)
 
 
 def begun() -> tuple[Tensor, ...]:
@@ -75,22 +79,24 @@ def main() -> None:
     torch.manual_seed(0)
     figures: dict[str, float] = {}
     bars: dict[str, tuple[str, float]] = {}
-    for name, tensors in (("at the beginning", begun()), ("later on", shared())):
-        times = medians(
-            {
-                "mixture_penalty": lambda tensors=tensors: step(mixture_penalty, tensors),
-                "plain": lambda tensors=tensors: step(
-                    plain_mixture_penalty, tensors, kind_of_mixture=torch.float32
-                ),
-            },
-            _REPEATS[args.quick],
-            warm=True,
-        )
+    states = {"at the beginning": begun(), "later on": shared()}
+    times = medians(
+        {
+            f"{name}, {side}": lambda tensors=tensors, expression=expression, kind=kind: step(
+                expression, tensors, kind_of_mixture=kind
+            )
+            for name, tensors in states.items()
+            for side, expression, kind in _SIDES
+        },
+        _REPEATS[args.quick],
+        warm=True,
+    )
+    for name, tensors in states.items():
         ours = step(mixture_penalty, tensors)
         plain = step(plain_mixture_penalty, tensors, kind_of_mixture=torch.float32)
         exact = step(plain_mixture_penalty, tensors, torch.float64)
-        found = {f"milliseconds, {side}": 1000 * seconds for side, seconds in times.items()}
-        found["times faster"] = times["plain"] / times["mixture_penalty"]
+        found = {f"milliseconds, {side}": 1000 * times[f"{name}, {side}"] for side, _, _ in _SIDES}
+        found["times faster"] = times[f"{name}, plain"] / times[f"{name}, mixture_penalty"]
         found["gradients against plain"] = disagreement(ours, plain)
         found["gradients against float64"] = disagreement(ours, exact)
         for key, value in found.items():

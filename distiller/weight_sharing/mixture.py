@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,8 @@ _LEAST_EXPONENT = -110.0
 _LEAST_DENSITY = 2.0**-50
 """A weight of less density is far from all components, and is done again in double precision."""
 _FAR_ROWS = 16_384
+_THREADS = 2
+"""Which sweep over blocks of their own, and meet once at the end; more would wait for the interpreter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +140,11 @@ def mixture_moments(weights: Tensor, means: Tensor, log_precisions: Tensor, log_
     kind = torch.promote_types(weights.dtype, torch.float32)
     values = weights.detach().reshape(-1).to(kind)
     mixture = _Constants.of(means, log_precisions, log_mixing)
-    with _on_one_thread(values.device):
-        densities, gradient, sums = _sweep(values, mixture.to(kind))
-        logs = densities.log()
+    with _on_one_thread(values.device) as threads:
+        logs, gradient, sums = _sweep(values, mixture.to(kind), min(threads, _THREADS))
         penalty = -logs.sum(dtype=torch.float64)
         if bool(penalty.isinf()):
-            far = densities.isinf().nonzero().flatten()
+            far = logs.isinf().nonzero().flatten()
             _repair(far, values, mixture, logs, gradient, sums)
             penalty = -logs.sum(dtype=torch.float64)
     return Moments(penalty, gradient.view(weights.shape).to(weights.dtype), *sums.unbind(0))
@@ -192,39 +194,57 @@ class _Constants:
         return _Constants(self.means.to(kind), self.precisions.to(kind), self.offsets.to(kind))
 
 
-def _sweep(values: Tensor, mixture: _Constants) -> tuple[Tensor, Tensor, Tensor]:
-    """Densities S (n,), infinite for what is far from all components; dC/dw (n,); sums (3, components).
+def _sweep(values: Tensor, mixture: _Constants, threads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """log S (n,), infinite for what is far from all components; dC/dw (n,); sums (3, components).
 
-    What is far has a gradient of 0 and is not in the sums.
+    What is far has a gradient of 0 and is not in the sums. Blocks are the same for any number of threads, and
+    so are the results.
     """
     count = mixture.means.numel()
     elements = _ELEMENTS if values.device.type == "cpu" else _ELEMENTS_ELSEWHERE
-    size = max(1, min(elements // count, values.numel()))
-    densities, gradient = torch.empty_like(values), torch.empty_like(values)
-    totals = []
-    terms, distances, inverse = values.new_empty(0), values.new_empty(0), values.new_empty(0)
-    blocks = zip(values.split(size), densities.split(size), gradient.split(size), strict=True)
-    for block, density, slope in blocks if values.numel() else ():
-        if len(block) != len(inverse):
-            terms, inverse = values.new_empty(3, count, len(block)), torch.empty_like(block)
-            distances = torch.empty_like(terms[0])
-        share, pull, lack = terms.unbind(0)
-        torch.sub(block, mixture.means, out=distances)
-        torch.mul(distances, mixture.precisions, out=pull)
-        torch.addcmul(mixture.offsets, distances, pull, value=_HALF, out=share)
-        torch.exp2(share.clamp_min_(_LEAST_EXPONENT), out=share)
-        torch.sum(share, 0, out=density)
-        torch.threshold_(density, _LEAST_DENSITY, math.inf)
-        torch.reciprocal(density, out=inverse)
-        share.mul_(inverse)
-        torch.sum(pull.mul_(share), 0, out=slope)
-        # What of it cancels, cancels before it is summed. `sum` adds in a cascade: a running total would
-        # round equal elements the same way again and again.
-        torch.addcmul(share, pull, distances, value=-1, out=lack)
-        totals.append(terms.sum(2))
-    sums = torch.stack(totals).sum(0, dtype=torch.float64) if totals else values.new_zeros(3, count).double()
-    sums[2].neg_()
-    return densities, gradient, sums
+    number = max(1, math.ceil(values.numel() * count / elements))
+    size = max(1, math.ceil(values.numel() / number))
+    logs, gradient = torch.empty_like(values), torch.empty_like(values)
+    blocks = list(zip(values.split(size), logs.split(size), gradient.split(size), strict=True))
+    sums = values.new_zeros(len(blocks), 3, count)
+    threads = max(1, min(threads, len(blocks)))
+
+    @torch.no_grad()
+    def run(first: int) -> None:
+        room = values.new_empty(4, count, size)
+        for index in range(first, len(blocks), threads):
+            _sweep_block(*blocks[index], mixture, room[..., : len(blocks[index][0])], sums[index])
+
+    with ThreadPoolExecutor(threads) as pool:  # starts no thread that has nothing to do
+        others = [pool.submit(run, first) for first in range(1, threads)]
+        run(0)
+        for other in others:
+            other.result()
+    totals = sums.sum(0, dtype=torch.float64)
+    totals[2].neg_()
+    return logs, gradient, totals
+
+
+def _sweep_block(
+    block: Tensor, log: Tensor, slope: Tensor, mixture: _Constants, room: Tensor, sums: Tensor
+) -> None:
+    """`_sweep` of one block (n,): fill `log`, `slope` and `sums` (3, components), whose last row is negative.
+
+    `room` (4, components, n) is written over.
+    """
+    share, pull, lack, distances = room.unbind(0)
+    torch.sub(block, mixture.means, out=distances)
+    torch.mul(distances, mixture.precisions, out=pull)
+    torch.addcmul(mixture.offsets, distances, pull, value=_HALF, out=share)
+    torch.exp2(share.clamp_min_(_LEAST_EXPONENT), out=share)
+    density = torch.threshold_(share.sum(0), _LEAST_DENSITY, math.inf)
+    torch.log(density, out=log)
+    share.mul_(density.reciprocal())
+    torch.sum(pull.mul_(share), 0, out=slope)
+    # What of it cancels, cancels before it is summed. `sum` adds in a cascade: a running total would round
+    # equal elements the same way again and again.
+    torch.addcmul(share, pull, distances, value=-1, out=lack)
+    torch.sum(room[:3], 2, out=sums)
 
 
 def _repair(
@@ -245,16 +265,18 @@ def _repair(
 
 
 @contextmanager
-def _on_one_thread(device: torch.device) -> Iterator[None]:
-    """Blocks that fit into a cache are too small to be shared: threads would wait for each other at each
-    operation, where the machine is shared for many times what it takes. And so the sums do not depend on how
-    many threads there are."""
-    before = torch.get_num_threads()
-    if device.type != "cpu" or before == 1:
-        yield
+def _on_one_thread(device: torch.device) -> Iterator[int]:
+    """One thread for each operation; gives how many there were before.
+
+    Blocks that fit into a cache are too small to be shared: threads would wait for each other at each
+    operation, and on a busy machine for many times what it takes.
+    """
+    before = torch.get_num_threads() if device.type == "cpu" else 1
+    if before == 1:
+        yield 1
         return
     torch.set_num_threads(1)
     try:
-        yield
+        yield before
     finally:
         torch.set_num_threads(before)
