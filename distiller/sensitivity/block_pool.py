@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -181,8 +182,7 @@ class _OtherProcesses:
             worker = idle.pop(0)
             busy.add(worker)
             with suppress(OSError):  # of a process that is gone, which `_result` tells
-                # As numpy: tensors would go through shared memory, of which a machine may have little.
-                worker.send((task.index, task.images.numpy(), task.labels.numpy(), task.active))
+                worker.send((task.index, _bytes_of(task.images), _bytes_of(task.labels), task.active))
 
     def _result(self, worker: Connection) -> tuple[int, BlockScores]:
         try:
@@ -194,6 +194,19 @@ class _OtherProcesses:
         if isinstance(scores, DistillerError):
             raise scores
         return index, scores
+
+
+_Bytes = tuple[np.ndarray, torch.dtype]
+
+
+def _bytes_of(tensor: Tensor) -> _Bytes:
+    """Bytes and their type: a tensor would go through shared memory, of which a machine may have little."""
+    return tensor.contiguous().view(torch.uint8).numpy(), tensor.dtype
+
+
+def _tensor_of(sent: _Bytes) -> Tensor:
+    array, dtype = sent
+    return torch.from_numpy(array).view(dtype)
 
 
 def _gone(status: int | None) -> str:
@@ -286,7 +299,7 @@ def _work(tasks: Connection, threads: int) -> None:
     with evaluating(model):
         while (task := _next_task(tasks)) is not None:
             index, images, labels, active = task
-            images, labels = torch.from_numpy(images), torch.from_numpy(labels)
+            images, labels = _tensor_of(images), _tensor_of(labels)
             try:
                 engine = engine or _engine(model, units, settings, images)
                 scores: BlockScores | DistillerError = engine.run(images, labels, active)

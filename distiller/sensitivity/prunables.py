@@ -10,18 +10,19 @@ Knows nothing about curves, nor about how levels are chosen.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from distiller.channel_groups import ChannelGroup, ChannelGroups
 from distiller.errors import SensitivityError, UsageError
 from distiller.factorization.forms import LayerShape
 from distiller.factorization.ranks import rank_without
 from distiller.macs import count_macs
-from distiller.names import named_parameters, owner
+from distiller.names import named_modules, named_parameters, owner
 from distiller.pruning.criteria import snap
 from distiller.pruning.n_to_m import n_to_m_sparsity
 from distiller.pruning.ranking import number_to_prune
@@ -193,21 +194,36 @@ def removed_work(groups: ChannelGroups, prunables: Iterable[Prunable], levels: M
 def macs_by_weight(model: nn.Module, dummy_input: Any) -> tuple[dict[str, int], int]:
     """The multiply-accumulates of each weight, and of the whole model.
 
-    Those of a layer that has several weights are shared out by their elements.
+    Those of a layer that has several weights are shared out by their elements; a weight that several layers
+    have does the work of all of them.
 
     Args:
         model: any model.
         dummy_input: as for `count_macs`.
     """
-    costs = {cost.name: cost for cost in count_macs(model, dummy_input)}
-    found: dict[str, int] = {}
-    for name, param in named_parameters(model):
-        layer = owner(name)
+    costs = {cost.name: cost.macs for cost in count_macs(model, dummy_input)}
+    names = {id(param): name for name, param in named_parameters(model) if param.dim() >= 2}
+    read: dict[str, list[nn.Parameter]] = {}
+    for module_name, module in named_modules(model):
+        layer = module_name
         while layer and layer not in costs:
             layer = owner(layer)
-        if param.dim() >= 2 and layer in costs and costs[layer].weights:
-            found[name] = costs[layer].macs * param.numel() // costs[layer].weights
-    return found, sum(cost.macs for cost in costs.values())
+        if layer in costs:
+            read.setdefault(layer, []).extend(param for param in _own(module) if id(param) in names)
+    found: dict[str, int] = {}
+    for layer, params in read.items():
+        elements = sum(param.numel() for param in params)
+        for param in params:
+            name = names[id(param)]
+            found[name] = found.get(name, 0) + costs[layer] * param.numel() // elements
+    return found, sum(costs.values())
+
+
+def _own(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Its parameters, not those of submodules; of what is parametrized, what it is made of."""
+    yield from module.parameters(recurse=False)
+    if is_parametrized(module):
+        yield from module.get_submodule("parametrizations").parameters()
 
 
 def _elements(shape: Sequence[int], level: float, block: int) -> tuple[int, int]:

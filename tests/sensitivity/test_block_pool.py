@@ -61,6 +61,14 @@ def test_several_processes_say_what_one_says_of_what_is_wanted(quick_start):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_images_of_any_type_reach_other_processes(quick_start):
+    model = make("Residual").eval().bfloat16()
+    given = [BlockTask(0, X.bfloat16(), Y, None), BlockTask(1, X[:3].bfloat16().mT, Y[:3], None)]
+    alone, together = (dict(run(model, units_of(model), iter(given), jobs)) for jobs in (1, 2))
+    assert sorted(together) == [0, 1]
+    assert together == alone
+
+
 def one_after_another(taken):
     """Tasks, each of which has to wait for the result of the one before."""
     for task in tasks():

@@ -241,3 +241,34 @@ def test_macs_are_those_of_the_layers_of_weights(residual):
         "conv1.weight": 64 * 72, "conv2.weight": 64 * 288, "conv3.weight": 64 * 288, "fc.weight": 24,
     }  # fmt: skip
     assert total == sum(by_weight.values()) == total_macs(residual, (1, 1, 8, 8))
+
+
+class TwoHeads(nn.Module):
+    """A layer that has two names, and another that has its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8, bias=False)
+        self.again = self.first
+        self.other = nn.Linear(8, 8)
+        self.other.weight = self.first.weight
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(self.other(self.again(self.first(x)).relu()))
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel])
+def test_a_weight_that_several_layers_have_does_the_work_of_all(wrap):
+    by_weight, total = macs_by_weight(wrap(TwoHeads()), torch.zeros(1, 8))
+    assert by_weight == {"first.weight": 3 * 64, "last.weight": 24}
+    assert total == 3 * 64 + 24
+
+
+def test_a_parametrized_weight_keeps_its_work():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3))
+    torch.nn.utils.parametrizations.weight_norm(model[0])
+    by_weight, total = macs_by_weight(model, torch.zeros(1, 8))
+    made_of = "0.parametrizations.weight.original"
+    assert by_weight == {f"{made_of}0": 64 * 8 // 72, f"{made_of}1": 64 * 64 // 72, "1.weight": 24}
+    assert total == 88
