@@ -213,6 +213,20 @@ def test_the_schedule_trains_to_its_levels(flags, open_run, tmp_path, axis, slop
             assert int((trained[name] == 0).sum()) == trained[name].numel() // 2
 
 
+def test_a_residual_network_trains_to_the_macs_that_are_said(flags, open_run, tmp_path):
+    net = "-a resnet20_cifar "
+    coupled = ["conv1.weight", *(f"layer1.{block}.conv2.weight" for block in range(3))]
+    slopes = dict.fromkeys([*coupled, *(f"layer1.{block}.conv1.weight" for block in range(3))], 0.5)
+    folder = sweep_of(flags(net), tmp_path / "sweep", "filter", slopes, levels=(0.25, 0.5))
+    text, _ = recommended(flags, open_run, f"{net} --target-macs 0.8 --recommend-epochs 2", folder)
+    schedule = open_run.folder / "schedule.yaml"
+    jobs.run_job(flags(f"{net} --epochs 2 --etrs 0.02 --etes 0.05 --compress", schedule), open_run)
+    card = json.loads((open_run.folder / "results.json").read_text())
+    stay, total = card["measured"]["macs"], card["reference"]["macs"]
+    assert stay <= 0.8 * total
+    assert f"{stay:,} of {total:,} MACs stay" in said_in(text)
+
+
 def test_zeros_of_groups_are_counted_as_they_are_masked(flags, open_run, tmp_path):
     """With the channels of what reads them, each element once."""
     swept = ["conv1.weight", "conv2.weight", "fc1.weight"]
