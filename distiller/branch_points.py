@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from distiller.errors import UsageError, require
 from distiller.names import find_module, named_modules, unwrap
 
-Gate = Callable[[int, nn.Module, Tensor], Tensor]
+Gate = Callable[[int, Callable[[Tensor], Tensor], Tensor], Tensor]
 """(index of the exit, its branch, what the layer gave) -> what the layers behind go on with."""
 _ASKED, _ANSWERS = "asks_exits", "exit_answers"
 """Attributes of the model: whether all outputs are wanted in evaluation mode; those of the pass under way."""
@@ -45,8 +45,12 @@ class BranchPoint(nn.Module):
         """What the layer returns; within a session, of those images only that go on."""
         x = self.branched_module(*args, **kwargs)
         if self.answers is not None:
-            self.answers[self.index] = self.branch_net(x)
-        return x if self.gate is None else self.gate(self.index, self.branch_net, x)
+            self.answers[self.index] = self.branch(x)
+        return x if self.gate is None else self.gate(self.index, self.branch, x)
+
+    def branch(self, x: Any) -> Any:
+        """What the branch answers; neither it nor the layers behind see what the other writes to `x`."""
+        return self.branch_net(x.clone() if isinstance(x, Tensor) else x)
 
 
 def attach_exits(model: nn.Module, exits: Sequence[tuple[str, nn.Module]]) -> None:

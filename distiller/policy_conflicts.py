@@ -5,7 +5,8 @@
     one extension   | twice, in overlapping epochs: it would be called twice at every step
     two that weigh  | the loss of the training loop, in overlapping epochs: one would weigh the other's
     two that share  | the values of one parameter, in overlapping epochs: each would overwrite or draw away
-                    | what the other does; but mixtures and what quantizes to them belong together
+                    | what the other does; but mixtures and what quantizes to them belong together, in
+                    | this order
 
 Knows nothing about YAML, or how masks and gates act.
 """
@@ -57,6 +58,7 @@ def refuse_conflicts(
                 )
             _refuse_two_pruners(old, new, model_of)
             _refuse_two_sharing(old, new, model_of, [entry.policy for entry in (*others, new)])
+        _refuse_quantizing_unlearned(old, new, model_of, [entry.policy for entry in (*others, new)])
         _refuse_gating(old, new, model_of)
         _refuse_gating(new, old, model_of)
 
@@ -87,6 +89,28 @@ def _refuse_two_sharing(
             f"{_shown(old)} and {_shown(new)} both share the values of {_some(shared)}; let one end before "
             "the other begins, or name other weights"
         )
+
+
+def _refuse_quantizing_unlearned(
+    old: ScheduledPolicy,
+    new: ScheduledPolicy,
+    model_of: Callable[[ScheduledPolicy], nn.Module],
+    policies: Sequence[Policy],
+) -> None:
+    """A mixture has to be learned before weights are quantized to it."""
+    for learner, quantizer in ((old, new), (new, old)):
+        if not isinstance(learner.policy, SoftWeightSharing):
+            continue
+        if not isinstance(quantizer.policy, QuantizeToMixture):
+            continue
+        shared, earlier = (
+            _sharing(entry.policy, model_of(entry), policies) for entry in (learner, quantizer)
+        )
+        if learner.window.start >= quantizer.window.start and shared & earlier:
+            raise PolicyConflictError(
+                f"{_shown(quantizer)} quantizes {_some(shared & earlier)} to the mixture that "
+                f"{_shown(learner)} has not begun to learn; let the mixture begin in an earlier epoch"
+            )
 
 
 def _sharing(policy: Policy, model: nn.Module, policies: Sequence[Policy]) -> set[str]:

@@ -14,7 +14,7 @@ FILES = sorted(LIBRARY.rglob("*.py"))
 
 # Lower layers first; a file may import from its own layer and those before it.
 LAYERS = (
-    ("errors", "registry", "atomic_file", "tensor_cuts", "thinned_layers", "epoch_window", "interfaces", "layer_replacement", "names", "masks", "norms", "tensor_stats", "branch_points", "modules",
+    ("errors", "registry", "atomic_file", "tensor_cuts", "thinned_layers", "epoch_window", "interfaces", "layer_replacement", "names", "masks", "norms", "tensor_stats", "branch_points", "auxiliary_outputs", "modules",
      "dataset_facts", "dummy_input", "evaluation_mode", "label_ranks", "legacy_names", "observation", "docstrings"),
     ("macs", "graph_facts", "graph_trace", "graph_ops", "graph", "graph_picture", "replay", "channel_groups", "thinning", "functional_modules", "model_transforms", "schedule_yaml", "schedule_shape", "signatures", "models"),
     ("pruning", "regularization", "data_loggers", "quantization", "learning_rate", "factorization", "distillation", "weight_sharing", "early_exit", "packing"),

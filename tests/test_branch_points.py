@@ -177,3 +177,38 @@ def test_a_layer_that_does_not_run_is_told():
     assert str(caught.value) == (
         "early exit: 'idle' did not run in the forward pass; attach the exit to a layer that does"
     )
+
+
+def in_place_behind(branch: nn.Module, inplace: bool) -> nn.Module:
+    torch.manual_seed(5)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=inplace), nn.Linear(8, 3))
+    attach_exits(net, [("0", branch)])
+    return net
+
+
+def test_what_the_layers_behind_write_in_place_is_not_what_the_branch_reads():
+    torch.manual_seed(4)
+    branch, x = nn.Linear(8, 3), torch.randn(5, 6)
+    found = []
+    for inplace in (True, False):
+        net = in_place_behind(copy.deepcopy(branch), inplace)
+        sum(output.sum() for output in net(x)).backward()
+        found.append([param.grad for param in net.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_what_the_branch_writes_in_place_is_not_what_the_layers_behind_read():
+    torch.manual_seed(4)
+    last, x = nn.Linear(8, 3), torch.randn(5, 6)
+    nets = [
+        in_place_behind(nn.Sequential(nn.ReLU(inplace), copy.deepcopy(last)), False).eval()
+        for inplace in (True, False)
+    ]
+    for net in nets:
+        net[1] = nn.Tanh()
+    with torch.no_grad():
+        for net in nets:
+            with every_exit(net):
+                all_outputs = net(x)
+            assert torch.equal(all_outputs[1], net(x))
+        assert torch.equal(nets[0](x), nets[1](x))

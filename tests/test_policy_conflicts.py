@@ -136,25 +136,48 @@ SHARING = {
     "mixture": lambda model, name: SoftWeightSharing("m", model, [name], components=4),
     "quantize": lambda model, name: QuantizeToMixture("q", model, [name]),
 }
-TOGETHER = [("mixture", "quantize"), ("quantize", "mixture")]
 
 
 @pytest.mark.parametrize("second", SHARING)
 @pytest.mark.parametrize("first", SHARING)
 def test_two_that_share_the_values_of_one_parameter_in_overlapping_epochs_conflict(tiny_cnn, first, second):
     """They overwrote each other at every step."""
+    if {first, second} == {"mixture", "quantize"}:
+        return  # the next tests
     both = [
         (SHARING[kind](tiny_cnn, "conv2.weight"), [1, 2], kind + str(i))
         for i, kind in enumerate((first, second))
     ]
-    if (first, second) in TOGETHER:
-        scheduler = CompressionScheduler(tiny_cnn)
-        for policy, epochs, name in both:
-            scheduler.add_policy(policy, epochs=epochs, name=name)
-        return
     assert refusal(tiny_cnn, *both) == (
         f"'{first}0' (epochs 1..2) and '{second}1' (epochs 1..2) both share the values of 'conv2.weight'; let one "
         "end before the other begins, or name other weights"
+    )
+
+
+@pytest.mark.parametrize("mixture_first", [True, False])
+def test_a_mixture_and_what_quantizes_to_it_go_together(tiny_cnn, mixture_first):
+    both = [
+        (SHARING["mixture"](tiny_cnn, "conv2.weight"), [0, 1, 2], "m"),
+        (SHARING["quantize"](tiny_cnn, "conv2.weight"), [1, 2], "q"),
+    ]
+    scheduler = CompressionScheduler(tiny_cnn)
+    for policy, epochs, name in both if mixture_first else both[::-1]:
+        scheduler.add_policy(policy, epochs=epochs, name=name)
+    assert len(scheduler.policies) == 2
+
+
+@pytest.mark.parametrize("names", [["conv2.weight"], None])
+@pytest.mark.parametrize("begin", [1, 2])
+@pytest.mark.parametrize("mixture_first", [True, False])
+def test_nothing_is_quantized_to_a_mixture_that_is_learned_later(tiny_cnn, mixture_first, begin, names):
+    """It destroyed the network without a word."""
+    both = [
+        (SHARING["mixture"](tiny_cnn, "conv2.weight"), [begin, 3], "m"),
+        (QuantizeToMixture("q", tiny_cnn, names), [1], "q"),
+    ]
+    assert refusal(tiny_cnn, *(both if mixture_first else both[::-1])) == (
+        f"'q' (epochs 1..1) quantizes 'conv2.weight' to the mixture that 'm' (epochs {begin}..3) has not begun to "
+        "learn; let the mixture begin in an earlier epoch"
     )
 
 

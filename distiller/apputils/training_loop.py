@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from distiller.apputils.meters import ClassificationMeter, EvalResult, LossPartsMeter
 from distiller.apputils.model_checks import single_image_explained
+from distiller.auxiliary_outputs import loss_with_auxiliaries, main_logits
 from distiller.branch_points import final_output
 from distiller.errors import DivergenceError, UsageError
 from distiller.interfaces import PolicyLoss
@@ -122,7 +123,10 @@ def train_epoch(
         penalties = ((part.name, part.value) for part in policy_loss.loss_components)
         parts.update([("Objective Loss", loss), *penalties], len(labels))
         if (step + 1) % check_every == 0 or step + 1 == steps:
-            _require_finite(meter.result().loss, first_loss.item(), epoch, step, advice)
+            weighed = "".join(
+                f", or a smaller weight for {part.name}" for part in policy_loss.loss_components
+            )
+            _require_finite(meter.result().loss, first_loss.item(), epoch, step, advice + weighed)
         if report is not None:
             seconds = time.perf_counter() - begin
             report(Progress("train", epoch, step + 1, steps, seconds, meter.result, parts.result))
@@ -182,14 +186,8 @@ def _forward(
                 f"training: the model has {len(output) - 1} early exits, whose losses need weights; give "
                 "--earlyexit-lossweights, or a JointLoss as criterion"
             )
-        return final_output(output), criterion(output, labels)
-    fields = output._asdict()  # torchvision's InceptionOutputs and GoogLeNetOutputs
-    weight = 0.4 if "aux_logits" in fields else 0.3
-    loss = criterion(fields["logits"], labels)
-    for name, auxiliary in fields.items():
-        if name.startswith("aux") and auxiliary is not None:
-            loss = loss + weight * criterion(auxiliary, labels)
-    return fields["logits"], loss
+        return main_logits(final_output(output)), criterion(output, labels)
+    return main_logits(output), loss_with_auxiliaries(output, labels, criterion)
 
 
 def _require_finite(loss: float, first_loss: float, epoch: int, step: int, advice: str) -> None:

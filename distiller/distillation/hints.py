@@ -171,7 +171,8 @@ class Hints:
 
     def _keeping(self, name: str) -> Any:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            self._features[name] = output
+            # What comes behind may write to it, as a ReLU in place does.
+            self._features[name] = output.clone() if isinstance(output, Tensor) else output
 
         return keep
 

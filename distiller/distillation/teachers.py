@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distiller.auxiliary_outputs import main_logits
 from distiller.errors import DistillerError
 from distiller.evaluation_mode import evaluating
 from distiller.names import canonical_state_dict, find_module
@@ -103,7 +104,11 @@ class Teachers:
         seen: dict[str, Tensor] = {}
 
         def keep(name: str) -> Callable[..., None]:
-            return lambda _module, _inputs, output: seen.__setitem__(name, output)
+            def see(_module: nn.Module, _inputs: Any, output: Any) -> None:
+                # What comes behind may write to it.
+                seen[name] = output.clone() if isinstance(output, Tensor) else output
+
+            return see
 
         model = self.all[0].model
         handles = [
@@ -160,11 +165,7 @@ def final_logits(output: Any, told: str) -> Tensor:
     Raises:
         DistillerError: it is none of these.
     """
-    found = output
-    if isinstance(output, list) and output:
-        found = output[-1]
-    elif isinstance(output, tuple) and "logits" in getattr(output, "_fields", ()):
-        found = output.logits  # type: ignore[attr-defined]
+    found = main_logits(output[-1] if isinstance(output, list) and output else output)
     if isinstance(found, Tensor):
         return found
     raise DistillerError(

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from distiller.auxiliary_outputs import loss_with_auxiliaries
 from distiller.early_exit.rules import check_count
 from distiller.errors import UsageError, require
 
@@ -54,7 +55,8 @@ class JointLoss:
         """The loss.
 
         Args:
-            outputs: [exit 1, ..., final], logits of shape (batch, classes) each.
+            outputs: [exit 1, ..., final], logits of shape (batch, classes) each; the final one with
+                auxiliary classifiers where the network has them, whose losses are part of its own.
             labels: (batch,).
 
         Raises:
@@ -63,5 +65,8 @@ class JointLoss:
         exits = len(outputs) - 1 if isinstance(outputs, list) else 0
         check_count("weights", len(self.weights), exits)
         weights = (*self.weights, 1 - sum(self.weights))
-        losses = [weight * cross_entropy(x, labels) for weight, x in zip(weights, outputs, strict=True)]
+        losses = [
+            weight * loss_with_auxiliaries(x, labels, cross_entropy)
+            for weight, x in zip(weights, outputs, strict=True)
+        ]
         return sum(losses[1:], losses[0])

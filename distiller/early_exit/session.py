@@ -91,7 +91,7 @@ class _Pass:
         assert self._logits is not None
         return ExitOutcome(self._logits, self._exits)
 
-    def _gate(self, index: int, branch: nn.Module, x: Tensor) -> Tensor:
+    def _gate(self, index: int, branch: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if len(x) != len(self._left):
             raise DistillerError(
                 f"early exit: exit {index + 1} sees a batch of {len(x)} where {len(self._left)} images are "

@@ -14,6 +14,7 @@ Knows nothing about models.
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 
 import numpy as np
@@ -80,12 +81,14 @@ def svd_by_kept_rank(weight: Tensor, kept: float) -> Tensor:
     Raises:
         DistillerError: a weight is not finite, or there is none.
     """
+    _check_share(kept)
     factors = Factors(weight)
     return factors.product(round(kept * min(factors.shape)))
 
 
 def rank_left(rows: int, columns: int, fraction: float) -> int:
     """round((1 - fraction) * min(rows, columns)), within 0 and the full rank."""
+    _check_share(fraction)
     full = min(rows, columns)
     return min(full, max(0, round((1 - fraction) * full)))
 
@@ -112,6 +115,7 @@ class Magnitudes:
 
     def pruned(self, fraction: float) -> Tensor:
         """The round(fraction * n) smallest are zero; of equal ones the first."""
+        _check_share(fraction)
         count = round(min(max(fraction, 0.0), 1.0) * self._order.numel())
         flat = self._weight.flatten().clone()
         flat[self._order[:count]] = 0.0
@@ -231,6 +235,11 @@ class Factors:
             return torch.zeros_like(self._weight)
         u, s, vt = self._decomposed
         return ((u[:, :rank] * s[:rank]) @ vt[:rank]).to(self._weight.dtype).view(self._weight.shape)
+
+
+def _check_share(share: float) -> None:
+    if not math.isfinite(share):
+        raise DistillerError(f"layer-wise compression: a fraction must be a finite number, got {share}")
 
 
 def _check(weight: Tensor) -> None:

@@ -272,10 +272,11 @@ def _without(values: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 def _grid_form(name: str, values: np.ndarray, scales: np.ndarray, rows: np.ndarray | None) -> list[ValueForm]:
     of_each = scales[0] if rows is None else scales[rows]
-    steps = np.rint(values.astype(np.float64) / of_each).astype(np.int64)
-    low, high = int(steps.min()), int(steps.max())
-    if high - low >= LARGEST_ALPHABET or max(-low, high) > _LARGEST_K:
+    rounded = np.rint(values.astype(np.float64) / of_each)
+    least, most = float(rounded.min()), float(rounded.max())
+    if not (most - least < LARGEST_ALPHABET and max(-least, most) <= _LARGEST_K):  # NaN is neither
         return []
+    steps, low, high = rounded.astype(np.int64), int(least), int(most)
     if not np.array_equal(on_grid(steps, of_each), values.view(np.uint32)):
         return []
     alphabet = high - low + 1

@@ -7,7 +7,8 @@ from torch import nn
 from distiller.apputils.training_loop import evaluate, train_epoch
 from distiller.errors import DivergenceError, UsageError
 from distiller.interfaces import LossComponent, Policy, PolicyLoss
-from distiller.policy import PruningPolicy
+from distiller.policy import PruningPolicy, RegularizationPolicy
+from distiller.regularization.regularizers import L1Regularizer
 from distiller.scheduler import CompressionScheduler
 from tests.doubles import HalfPruner
 
@@ -131,6 +132,16 @@ def test_a_loss_that_is_no_longer_finite_stops_training(tiny_cnn, tiny_loader):
     assert str(error.value) == (
         "epoch 2, mini-batch 1: the training loss is nan; training stops here; try a lower learning rate"
     )
+
+
+def test_what_is_added_to_the_loss_may_be_why_it_is_no_longer_finite(tiny_cnn, tiny_loader):
+    optimizer = torch.optim.SGD(tiny_cnn.parameters(), lr=1e38)
+    scheduler = CompressionScheduler(tiny_cnn)
+    regularizer = L1Regularizer("small_fc", tiny_cnn, {"fc.weight": 1e-3}, None)
+    scheduler.add_policy(RegularizationPolicy(regularizer), epochs=[0])
+    with pytest.raises(DivergenceError) as error:
+        train_epoch(tiny_cnn, tiny_loader, optimizer, scheduler, 0, check_every=1)
+    assert str(error.value).endswith("try a lower learning rate, or a smaller weight for L1Regularizer_loss")
 
 
 def test_evaluation_leaves_the_model_as_it_was(tiny_cnn, tiny_loader):

@@ -154,3 +154,15 @@ def test_a_state_of_other_hints(tiny_cnn):
     assert str(error.value) == (
         "the checkpoint has regressors of 1 hints, this schedule has 0 hints; resume with the same schedule"
     )
+
+
+def test_a_layer_learns_from_what_it_gave_not_from_what_was_written_over_it():
+    torch.manual_seed(6)
+    x, theirs = torch.randn(5, 4), torch.randn(5, 6)
+    first = nn.Linear(4, 6)
+    losses = [
+        looked_at(Hints([Hint("a", "0")]), nn.Sequential(first, nn.ReLU(inplace)), x).losses({"a": theirs})[0]
+        for inplace in (True, False)
+    ]
+    assert torch.equal(losses[0], losses[1])
+    assert losses[0].item() == pytest.approx(((first(x) - theirs) ** 2).mean().item(), rel=1e-5)

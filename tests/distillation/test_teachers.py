@@ -65,6 +65,14 @@ def test_half_precision_takes_and_gives_float32(tiny_cnn):
     assert teachers.fingerprint == whole
 
 
+def test_features_are_what_a_layer_gave_not_what_was_written_over_it():
+    torch.manual_seed(6)
+    net, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True)), torch.randn(5, 4)
+    _, features = Teachers([Teacher(net)]).answers_and_features(("0",), x)
+    assert torch.equal(features["0"], net[0](x))
+    assert bool((features["0"] < 0).any())
+
+
 def test_features_of_layers_come_with_the_answers_and_no_hook_stays(tiny_cnn):
     teachers = Teachers([Teacher(tiny_cnn)])
     answers, features = teachers.answers_and_features(("relu1", "conv2"), IMAGES)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections import namedtuple
 
 import numpy as np
 import pytest
@@ -64,3 +65,11 @@ def test_weights_that_are_no_numbers_are_refused():
     with pytest.raises(UsageError) as error:
         JointLoss("0.3")  # type: ignore[arg-type]
     assert str(error.value) == "early exit: weights: must be a list of numbers, got str"
+
+
+def test_auxiliary_classifiers_are_part_of_the_final_outputs_loss():
+    one, main, first, second = outputs(4)
+    final = namedtuple("GoogLeNetOutputs", ["logits", "aux_logits2", "aux_logits1"])(main, second, first)
+    whole = cross_entropy(main) + 0.3 * (cross_entropy(first) + cross_entropy(second))
+    found = JointLoss([0.2])([one, final], LABELS).item()
+    assert found == pytest.approx(0.2 * cross_entropy(one) + 0.8 * whole, rel=1e-5)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -202,3 +204,15 @@ def test_other_types_come_back_as_they_were(dtype):
     for found in (prune_by_fraction(w, 0.5), kmeans_by_fraction(w, 0.5), svd_by_kept_rank(w, 0.5)):
         assert found.dtype == dtype
         assert found.shape == w.shape
+
+
+def test_a_fraction_that_is_no_number_is_refused():
+    w = torch.ones(3, 4)
+    for call in (
+        lambda: prune_by_fraction(w, math.nan),
+        lambda: svd_by_kept_rank(w, math.nan),
+        lambda: rank_left(3, 4, math.inf),
+    ):
+        with pytest.raises(DistillerError) as error:
+            call()
+        assert str(error.value).startswith("layer-wise compression: a fraction must be a finite number, got ")

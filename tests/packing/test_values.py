@@ -76,3 +76,12 @@ def test_a_code_that_its_row_has_not_is_refused():
         read_values("rowcodebook", Cursor(section + b"\1\x40"), 3, FLOAT32, lambda: rows, 2)
     with pytest.raises(DamagedSectionError, match="^has a row of 300 different values$"):
         read_values("rowcodebook", Cursor(write_gaps(np.array([1, 300]), 0)), 3, FLOAT32, lambda: rows, 2)
+
+
+@pytest.mark.parametrize("largest", [3e38, float("inf"), float("nan")])
+def test_values_too_far_apart_for_a_grid_have_another_form(largest):
+    """Without a warning of numbers that no integer is."""
+    values = np.array([0, 1, 2, largest], dtype=np.float32)
+    names = {form.name for form in value_forms(values.view(np.uint32), FLOAT32, np.arange(4), 4)}
+    assert "raw" in names
+    assert not {name for name in names if "grid" in name and not name.startswith("row")}
