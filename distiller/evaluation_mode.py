@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from distiller.errors import UsageError
+
 
 @contextmanager
 def evaluating(
@@ -50,6 +52,16 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
 
 
 def answer(model: nn.Module, images: Tensor) -> Tensor:
-    """What a model answers that has seen nothing before: its buffers, and the images, stay as they are."""
+    """What a model answers that has seen nothing before: its buffers, and the images, stay as they are.
+
+    Raises:
+        UsageError: that is no tensor.
+    """
     with buffers_kept(model):
-        return model(images.clone())
+        logits = model(images.clone())
+    if not isinstance(logits, Tensor):
+        raise UsageError(
+            f"{type(model).__name__} must answer with logits, a tensor (batch, classes), in evaluation mode, "
+            f"got {type(logits).__name__}; wrap it in a module that returns these alone"
+        )
+    return logits

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from distiller.evaluation_mode import buffers_kept, evaluating
+from distiller.errors import UsageError
+from distiller.evaluation_mode import answer, buffers_kept, evaluating
 
 
 class Stubborn(nn.Module):
@@ -63,3 +64,16 @@ def test_buffers_come_back_also_after_an_error():
         raise KeyError
     assert norm.num_batches_tracked == 0
     assert torch.equal(norm.running_mean, torch.zeros(3))
+
+
+def test_an_answer_that_is_no_tensor_is_told():
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    with pytest.raises(UsageError) as error:
+        answer(Two(), torch.zeros(1, 3))
+    assert str(error.value) == (
+        "Two must answer with logits, a tensor (batch, classes), in evaluation mode, got tuple; wrap it in a module "
+        "that returns these alone"
+    )
