@@ -142,7 +142,7 @@ def _chosen(choice: Choice, model: nn.Module, args: Namespace, axis: str) -> lis
     for own in choice.prunables:
         level = choice.levels[own.name]
         if level in own.amounts:
-            by_sensitivity = args.recommend_pruner == "sensitivity" and len(own.weights) == 1
+            by_sensitivity = args.recommend_pruner == "sensitivity" and axis == "element"
             sensitivity = sensitivity_of_level(params[own.name], level) if by_sensitivity else None
             rank = own.size - own.amounts[level].units if axis == "rank" else None
             chosen.append(Chosen(own.weights, level, sensitivity, rank))

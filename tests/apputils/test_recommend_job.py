@@ -253,6 +253,14 @@ def refused(flags, open_run, command, folder, kind: type[DistillerError] = Usage
     return str(error.value)
 
 
+@pytest.mark.parametrize("axis, level", [("weight-bits", 4.0), ("rank", 0.8), ("n:m", 0.5)])
+def test_sensitivities_are_of_elements_only(flags, open_run, tmp_path, axis, level):
+    dense = 32.0 if axis == "weight-bits" else 0.0
+    folder = sweep_of(flags(), tmp_path / "sweep", axis, FC, levels=(level,), dense=dense)
+    told = refused(flags, open_run, "--max-drop 1 --recommend-pruner sensitivity", folder)
+    assert told == f"pruner 'sensitivity': prunes elements, got axis '{axis}'; take 'agp'"
+
+
 def test_the_sweep_of_other_weights_is_refused(flags, open_run, tmp_path):
     folder = sweep_of(flags(), tmp_path / "sweep", "element", FC, weights="0" * 64)
     told = refused(flags, open_run, "--max-drop 1", folder, SensitivityError)
