@@ -34,8 +34,9 @@ def loss_with_auxiliaries(output: Any, labels: Tensor, criterion: Callable[[Any,
     Source: the weights are 0.3 for each of GoogLeNet's two (Szegedy et al., "Going Deeper with Convolutions",
     2015, section 5), and 0.4 for Inception v3's one, as torchvision trains it.
     """
-    loss = criterion(main_logits(output), labels)
-    if main_logits(output) is output:
+    logits = main_logits(output)
+    loss = criterion(logits, labels)
+    if logits is output:
         return loss
     fields = output._asdict()
     weight = _ONE if "aux_logits" in fields else _SEVERAL

@@ -103,12 +103,12 @@ def _refuse_quantizing_unlearned(
             continue
         if not isinstance(quantizer.policy, QuantizeToMixture):
             continue
-        shared, earlier = (
+        learned, quantized = (
             _sharing(entry.policy, model_of(entry), policies) for entry in (learner, quantizer)
         )
-        if learner.window.start >= quantizer.window.start and shared & earlier:
+        if learner.window.start >= quantizer.window.start and learned & quantized:
             raise PolicyConflictError(
-                f"{_shown(quantizer)} quantizes {_some(shared & earlier)} to the mixture that "
+                f"{_shown(quantizer)} quantizes {_some(learned & quantized)} to the mixture that "
                 f"{_shown(learner)} has not begun to learn; let the mixture begin in an earlier epoch"
             )
 
