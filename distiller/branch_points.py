@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from distiller.errors import UsageError, require
 from distiller.names import find_module, named_modules, unwrap
+from distiller.observation import as_given
 
 Gate = Callable[[int, Callable[[Tensor], Tensor], Tensor], Tensor]
 """(index of the exit, its branch, what the layer gave) -> what the layers behind go on with."""
@@ -50,7 +51,7 @@ class BranchPoint(nn.Module):
 
     def branch(self, x: Any) -> Any:
         """What the branch answers; neither it nor the layers behind see what the other writes to `x`."""
-        return self.branch_net(x.clone() if isinstance(x, Tensor) else x)
+        return self.branch_net(as_given(x))
 
 
 def attach_exits(model: nn.Module, exits: Sequence[tuple[str, nn.Module]]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 
@@ -33,6 +33,14 @@ def watch_inputs(module: nn.Module, see: Callable[..., None]) -> RemovableHandle
 def watch_output(module: nn.Module, see: Callable[..., None]) -> RemovableHandle:
     """Call `see(module, inputs, output)` after each forward of a module; returns what ends it."""
     return module.register_forward_hook(_Onlooker(see))
+
+
+def as_given(output: Any) -> Any:
+    """A copy of what a layer gave, which nothing behind it writes to, as a ReLU in place does.
+
+    Gradients flow through it. What is no tensor is it itself.
+    """
+    return output.clone() if isinstance(output, Tensor) else output
 
 
 @contextmanager

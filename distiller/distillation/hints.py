@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from distiller.distillation.losses import attention_loss, hint_loss
 from distiller.errors import CheckpointError, DistillerError
 from distiller.names import find_module
-from distiller.observation import watch_output
+from distiller.observation import as_given, watch_output
 from distiller.tensor_cuts import TensorCuts, cut, replace_data
 
 __all__ = ["Hint", "HintKind", "Hints", "features_alike"]
@@ -171,8 +171,7 @@ class Hints:
 
     def _keeping(self, name: str) -> Any:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            # What comes behind may write to it, as a ReLU in place does.
-            self._features[name] = output.clone() if isinstance(output, Tensor) else output
+            self._features[name] = as_given(output)
 
         return keep
 

@@ -18,6 +18,7 @@ from distiller.auxiliary_outputs import main_logits
 from distiller.errors import DistillerError
 from distiller.evaluation_mode import evaluating
 from distiller.names import canonical_state_dict, find_module
+from distiller.observation import as_given
 
 __all__ = ["Teacher", "Teachers", "final_logits"]
 
@@ -104,11 +105,7 @@ class Teachers:
         seen: dict[str, Tensor] = {}
 
         def keep(name: str) -> Callable[..., None]:
-            def see(_module: nn.Module, _inputs: Any, output: Any) -> None:
-                # What comes behind may write to it.
-                seen[name] = output.clone() if isinstance(output, Tensor) else output
-
-            return see
+            return lambda _module, _inputs, output: seen.__setitem__(name, as_given(output))
 
         model = self.all[0].model
         handles = [
