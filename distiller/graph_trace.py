@@ -61,10 +61,10 @@ _TYPES = {
 }
 _DROPOUTS = ("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout")
 _PASSED_ON = {"alias", "clone", "contiguous", "detach", "lift_fresh", "lift_fresh_copy", *_DROPOUTS}
-# Take shape, type and device from a tensor, nothing from its values.
-_CREATED = {f"new_{kind}" for kind in ("empty", "full", "ones", "zeros")} | {
+CREATED = {f"new_{kind}" for kind in ("empty", "full", "ones", "zeros")} | {
     f"{kind}_like" for kind in ("empty", "full", "ones", "zeros", "rand", "randn")
 }
+"""Operations that take shape, type and device from a tensor, nothing from its values."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -241,7 +241,7 @@ def _evaluate(
     known = [value for n in node.all_input_nodes if (value := _read(values, n)) is not None]
     if name in _PASSED_ON:
         return known[0] if known else None
-    if name in _CREATED or not _tensors(node):
+    if name in CREATED or not _tensors(node):
         return None
     reads = tuple(dict.fromkeys(value for value in known if isinstance(value, Read)))
     call = AtenCall(

@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from distiller.errors import GraphTraceError
 from distiller.graph_trace import aten_name, export_program
 from distiller.names import canonical, named_buffers, named_parameters, unwrap
+from distiller.replay.discontinuity import discontinuous_operations
 
 _IN_ANY_LAYOUT: dict[Any, Any] = {
     torch.ops.aten.view.default: torch.ops.aten.reshape.default,
@@ -86,6 +87,8 @@ class Program:
         images: the index of the input.
         output: the index of the result.
         batch: the number of images that it takes; None: any.
+        discontinuous: operations, by name, that make a last bit more or less of what they read, of the images
+            or the state, into something else altogether.
     """
 
     steps: tuple[Step, ...]
@@ -95,6 +98,7 @@ class Program:
     images: int
     output: int
     batch: int | None
+    discontinuous: tuple[str, ...] = ()
 
     def readers(self, index: int) -> tuple[Step, ...]:
         """The steps that read a result."""
@@ -202,6 +206,10 @@ class _Reader:
             images=images[0],
             output=self._index[outputs[0]],
             batch=self._batch,
+            discontinuous=discontinuous_operations(
+                self._exported.graph.nodes,
+                [node for node, index in self._index.items() if index in state or index == images[0]],
+            ),
         )
 
     def _nodes(self, op: str) -> Iterator[fx.Node]:

@@ -73,6 +73,11 @@ class BlockScores:
     flipped: int = 0
 
 
+def must_be_bitwise(program: Program, unit: Unit) -> bool:
+    """Whether a last bit more or less can be another decision altogether: somewhere something is rounded."""
+    return bool(program.discontinuous or unit.inputs)
+
+
 class BlockEngine:
     """Runs blocks of one sweep.
 
@@ -93,14 +98,13 @@ class BlockEngine:
         self._whole = [place for place in range(len(units)) if program is None or place in settings.whole]
         if program is not None:
             cut = [place for place in range(len(units)) if place not in settings.whole]
-            smooth = [place for place in cut if not units[place].inputs]
-            # Quantized activations: a last bit more or less can be a whole step of the grid.
-            stepped = [place for place in cut if units[place].inputs]
+            bitwise = [place for place in cut if must_be_bitwise(program, units[place])]
+            others = [place for place in cut if place not in bitwise]
             dtype = torch.bfloat16 if settings.bfloat16 else None
-            if smooth:
-                self._lanes.append(Lane(model, program, units, smooth, settings.channels_last, dtype))
-            if stepped:
-                self._lanes.append(Lane(model, program, units, stepped, is_smooth=False))
+            if others:
+                self._lanes.append(Lane(model, program, units, others, settings.channels_last, dtype))
+            if bitwise:
+                self._lanes.append(Lane(model, program, units, bitwise, is_bitwise=True))
 
     @torch.inference_mode()
     def run(self, images: Tensor, labels: Tensor, active: Collection[Place] | None = None) -> BlockScores:
@@ -149,7 +153,8 @@ class BlockEngine:
         todo = {place: [own for own in distinct if not own.is_dense] for place, distinct in wanted.items()}
         for lane in self._lanes:
             for place, own, found in self._from_lane(lane, images, labels, dense_logits, todo):
-                is_open = found is None or (not lane.is_coarse and found.could_be_others(TOLERANCE))
+                is_final = lane.is_coarse or lane.is_bitwise
+                is_open = found is None or (not is_final and found.could_be_others(TOLERANCE))
                 yield place, own, self._plain(images, labels, place, own) if is_open else found
         for place in self._whole:
             yield from ((place, own, self._plain(images, labels, place, own)) for own in todo[place])
@@ -163,10 +168,14 @@ class BlockEngine:
         todo: Mapping[int, Sequence[_Distinct]],
     ) -> Iterator[tuple[int, _Distinct, Decisions | None]]:
         """None: on these images the lane does not answer as the network does."""
+        if not lane.takes(images):
+            yield from ((place, own, None) for place in lane.places for own in todo[place])
+            return
         found: dict[int, list[list[Decisions]]] = {place: [] for place in lane.places if todo[place]}
         late: dict[int, list[LanePart]] = {place: [] for place in self._late(lane, images, todo)}
         clean: list[Tensor] = []
-        chunks, of_chunks = (whole.split(self.settings.chunk) for whole in (images, labels))
+        size = len(images) if lane.is_bitwise else self.settings.chunk
+        chunks, of_chunks = (whole.split(size) for whole in (images, labels))
         for chunk, own_labels in zip(chunks, of_chunks, strict=True) if found else ():
             for place, part in lane.run(chunk, list(found), clean.append):
                 if place in late:
@@ -175,8 +184,9 @@ class BlockEngine:
                     found[place] += self._of_parts([part], place, todo[place], [own_labels])
         for place in list(late):
             found[place] = self._of_parts(late.pop(place), place, todo[place], of_chunks)
+        allowed = 0.0 if lane.is_bitwise else TOLERANCE / 4
         is_true = lane.is_coarse or not found
-        is_true = is_true or relative_difference(torch.cat(clean), dense_logits) <= TOLERANCE / 4
+        is_true = is_true or relative_difference(torch.cat(clean), dense_logits) <= allowed
         for place, by_chunk in found.items():
             for own, parts in zip(todo[place], zip(*by_chunk, strict=True), strict=True):
                 yield place, own, Decisions.together(parts) if is_true else None
@@ -196,7 +206,7 @@ class BlockEngine:
         """Units whose variants are made anew, and that read little: they are run when the whole block is
         through, so that each variant is made but once for it."""
         room, late = _LATE_BYTES, set()
-        if len(images) > self.settings.chunk:
+        if len(images) > self.settings.chunk and not lane.is_bitwise:
             for place in lane.places:
                 size = lane.bytes_read(place, images)
                 is_kept = all(self._cache.keeps(place, own.levels[0]) for own in todo[place])

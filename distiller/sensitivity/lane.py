@@ -40,7 +40,8 @@ class Lane:
         places: of the units that are run here.
         channels_last: the memory layout.
         dtype: of the network; default its own.
-        is_smooth: whether results may be sums in another order: a last bit more or less changes little.
+        is_bitwise: whether each result is that of the network itself, bit for bit, when the chunk is the
+            whole block: one variant at a time, in the network's own layout and type, no sum in another order.
     """
 
     def __init__(
@@ -51,19 +52,28 @@ class Lane:
         places: Sequence[int],
         channels_last: bool = False,
         dtype: torch.dtype | None = None,
-        is_smooth: bool = True,
+        is_bitwise: bool = False,
     ) -> None:
+        assert not (is_bitwise and (channels_last or dtype is not None))
         self.places = tuple(places)
         self.is_coarse = dtype is not None
-        self.is_smooth = is_smooth
+        self.is_bitwise = is_bitwise
         self._program, self._dtype = program, dtype
         self._channels_last = channels_last
         state = {**dict(named_parameters(model)), **dict(named_buffers(model))}
         self._state = {name: self.laid_out(value.detach()) for name, value in state.items()}
-        folds = folded_norms(program, self._state) if is_smooth else ()
+        folds = folded_norms(program, self._state) if not is_bitwise else ()
         self._reruns = {
             place: Rerun(program, units[place].tensors, units[place].inputs, folds) for place in places
         }
+
+    def takes(self, images: Tensor) -> bool:
+        """Whether a block needs not be filled up or run in parts for that, where that counts."""
+        return not self.is_bitwise or len(images) == (self._program.batch or max(len(images), self._least))
+
+    @property
+    def _least(self) -> int:
+        return 2 if self._program.batch is None else self._program.batch
 
     def run(
         self, images: Tensor, places: Sequence[int], on_dense: Callable[[Tensor], None] | None = None
@@ -107,9 +117,8 @@ class Lane:
 
     def _filled_up(self, images: Tensor) -> Tensor:
         """Images, some of them twice where the program takes no fewer, laid out."""
-        least = 2 if self._program.batch is None else self._program.batch
-        if len(images) < least:
-            images = images[torch.arange(least, device=images.device) % len(images)]
+        if len(images) < self._least:
+            images = images[torch.arange(self._least, device=images.device) % len(images)]
         return self.laid_out(images)
 
 
@@ -138,7 +147,8 @@ class LanePart:
 
         Args:
             variants: of the unit.
-            at_once: for how many of them a layer is run together; default as many as pays.
+            at_once: for how many of them a layer is run together; default as many as pays. A bitwise lane
+                runs one.
         """
         changes = [
             Variant(
@@ -146,12 +156,9 @@ class LanePart:
             )
             for variant in variants
         ]
+        at_once = _one if self.lane.is_bitwise else at_once or partial(_at_once, self.filled)
         outputs = self.rerun.outputs(
-            self.value,
-            changes,
-            self.filled,
-            at_once or partial(_at_once, self.filled),
-            in_parts=self.lane.is_smooth,
+            self.value, changes, self.filled, at_once, in_parts=not self.lane.is_bitwise
         )
         return [_outliving(logits[: self.images]) for logits in outputs]
 
@@ -165,6 +172,10 @@ class LanePart:
 def _outliving(logits: Tensor) -> Tensor:
     """Logits that outlive the memory of the pass they are of."""
     return logits.float() if logits.dtype == torch.bfloat16 else logits.clone()
+
+
+def _one(layer: Step) -> int:
+    return 1
 
 
 def _at_once(images: int, layer: Step) -> int:

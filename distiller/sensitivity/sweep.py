@@ -202,6 +202,12 @@ def _chosen(model: nn.Module, units: Sequence[Unit], images: Tensor, fast: bool)
             engine = EngineSettings(len(images), whole=dict.fromkeys(range(len(units)), reason))
         else:
             engine = choose_settings(model, program, units, images, fast=fast)
+            if program.discontinuous and len(engine.whole) < len(units):
+                _LOG.warning(
+                    "the network itself rounds, compares or chooses (%s), where a last bit counts: every "
+                    "level is run bit for bit as the whole network is, which takes longer",
+                    ", ".join(program.discontinuous),
+                )
     by_reason: dict[str, list[Unit]] = {}
     for place, why in engine.whole.items():
         by_reason.setdefault(why, []).append(units[place])

@@ -19,7 +19,7 @@ from distiller.errors import GraphTraceError
 from distiller.evaluation_mode import answer
 from distiller.replay import Program, applied, read_program
 from distiller.replay.program import unbatched
-from distiller.sensitivity.block_engine import TOLERANCE, EngineSettings
+from distiller.sensitivity.block_engine import TOLERANCE, EngineSettings, must_be_bitwise
 from distiller.sensitivity.decisions import relative_difference
 from distiller.sensitivity.lane import Lane
 from distiller.sensitivity.units import Unit
@@ -64,6 +64,8 @@ def choose_settings(
         images: a block.
         fast: take bfloat16 if it is faster.
     """
+    if program.discontinuous:
+        return EngineSettings(len(images), whole=_uncuttable(model, program, units, False, images))
     checked = images[: program.batch or _CHECKED_IMAGES]
     expected = answer(model, checked)
     fault = ""
@@ -82,8 +84,8 @@ def choose_settings(
             settings = EngineSettings(chunk, channels_last)
             if fast and not all(unit.inputs for unit in units):  # those are never run in it
                 settings = replace(settings, bfloat16=_is_faster(model, program, settings, images))
-            return replace(settings, whole=_uncuttable(model, program, units, settings, checked))
-        # Something in it is not continuous: with sums in another order it is another network.
+            return replace(settings, whole=_uncuttable(model, program, units, channels_last, images))
+        # Something unknown in it is not continuous: with sums in another order it is another network.
         fault = f"step by step its logits differ by {difference:.1g} of the largest"
     return EngineSettings(len(images), whole=dict.fromkeys(range(len(units)), fault))
 
@@ -143,47 +145,52 @@ def _is_faster(model: nn.Module, program: Program, settings: EngineSettings, ima
 
 
 def _uncuttable(
-    model: nn.Module, program: Program, units: Sequence[Unit], settings: EngineSettings, images: Tensor
+    model: nn.Module, program: Program, units: Sequence[Unit], channels_last: bool, images: Tensor
 ) -> dict[int, str]:
     """Units whose variants, run together, do not give in part what they give as a whole: place -> why."""
     found = {}
     for place in range(len(units)):
         try:
-            difference = _trial(model, program, units, place, settings, images)
+            reason = _why_not_in_part(model, program, units, place, channels_last, images)
         except GraphTraceError as error:
-            found[place] = str(error)
+            reason = str(error)
         except RuntimeError as error:  # torch's, of an operation that does not take so many
-            found[place] = str(error).splitlines()[0]
-        else:
-            if difference > TOLERANCE / 4:
-                found[place] = f"run in part, its logits differ by {difference:.1g} of the largest"
+            reason = str(error).splitlines()[0]
+        if reason:
+            found[place] = reason
     return found
 
 
-def _trial(
+def _why_not_in_part(
     model: nn.Module,
     program: Program,
     units: Sequence[Unit],
     place: int,
-    settings: EngineSettings,
+    channels_last: bool,
     images: Tensor,
-) -> float:
-    """How much a unit's logits differ, of the weakest level, the one in the middle and the strongest."""
-    unit = units[place]
-    lane = Lane(
-        model,
-        program,
-        units,
-        (place,),
-        settings.channels_last and not unit.inputs,
-        is_smooth=not unit.inputs,
+) -> str:
+    """Why a unit cannot be run in part; empty where it can."""
+    if must_be_bitwise(program, units[place]):
+        lane, checked, allowed = Lane(model, program, units, (place,), is_bitwise=True), images, 0.0
+    else:
+        lane, allowed = Lane(model, program, units, (place,), channels_last), TOLERANCE / 4
+        checked = images[: program.batch or _CHECKED_IMAGES]
+    if not lane.takes(checked):
+        return f"values are rounded in it, and it takes {program.batch} images at a time, not {len(checked)}"
+    difference = _trial(model, units[place], lane, checked)
+    return (
+        f"run in part, its logits differ by {difference:.1g} of the largest" if difference > allowed else ""
     )
+
+
+def _trial(model: nn.Module, unit: Unit, lane: Lane, images: Tensor) -> float:
+    """How much a unit's logits differ, of the weakest level, the one in the middle and the strongest."""
     last = len(unit.levels) - 1
     made = [unit.make(unit.levels[level]) for level in sorted({0, last // 2, last})]
     variants = [variant for variant in made if variant.tensors or variant.inputs]  # the others are dense
     in_part = [
         logits
-        for _, part in lane.run(images, [place])
+        for _, part in lane.run(images, lane.places)
         for logits in part.logits(variants, lambda layer: len(variants))
     ]
     differences = []

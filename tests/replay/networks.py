@@ -204,12 +204,56 @@ class Attention(nn.Module):
         return self.fc(self.block(x).mean(1))
 
 
+class Signs(nn.Module):
+    """Signs of activations, as of a binary network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
+        self.conv2 = nn.Conv2d(16, 16, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(16)
+        self.fc1 = nn.Linear(16 * 4, 32)
+        self.fc2 = nn.Linear(32, 10)
+
+    def rounded(self, x: Tensor) -> Tensor:
+        return torch.sign(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.rounded(self.conv1(x))
+        x = F.max_pool2d(self.rounded(self.norm2(self.conv2(x))), 4).flatten(1)
+        return self.fc2(self.rounded(self.fc1(x)))
+
+
+class FourBits(Signs):
+    """Activations of 4 bits, as they are trained with a straight-through estimator."""
+
+    def rounded(self, x: Tensor) -> Tensor:
+        x = x.clamp(0, 2)
+        return x + (torch.round(x * 7.5) / 7.5 - x).detach()
+
+
+class LastBits(Signs):
+    """The least change of an activation is the largest one behind it."""
+
+    def rounded(self, x: Tensor) -> Tensor:
+        return torch.remainder(torch.round(x * 2**22), 2)
+
+
+class RoundedFixedBatch(FixedBatch):
+    """Rounds, and depends on the number of images it is traced with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).round()
+
+
 NETWORKS = {
     cls.__name__: cls
     for cls in (
         Plain, Residual, Skipping, Mixing, Branches, Tied, FixedBatch, Counting, Attention, Viewing,
     )
 }  # fmt: skip
+DISCONTINUOUS = {cls.__name__: cls for cls in (Signs, FourBits, LastBits, RoundedFixedBatch)}
+"""Those that are run bit for bit."""
 WITHOUT_PROGRAM = {cls.__name__: cls for cls in (Scaling, Remembering)}
 """Those that are run as a whole."""
 
@@ -217,7 +261,7 @@ WITHOUT_PROGRAM = {cls.__name__: cls for cls in (Scaling, Remembering)}
 def make(name: str) -> nn.Module:
     """One of them in evaluation mode, with statistics that are not those of a new one."""
     torch.manual_seed(5)
-    model = {**NETWORKS, **WITHOUT_PROGRAM}[name]()
+    model = {**NETWORKS, **DISCONTINUOUS, **WITHOUT_PROGRAM}[name]()
     with torch.no_grad():
         for _ in range(3):
             model(torch.randn(16, 1, 8, 8) * 2 + 1)

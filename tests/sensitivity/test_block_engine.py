@@ -76,6 +76,33 @@ def test_networks_of_any_shape(name, axis):
     assert_same(engine.run(X, Y).points, plain(model, units))
 
 
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("name", ["Signs", "FourBits", "LastBits"])
+def test_networks_that_round_are_cut_and_give_the_same_bits(name, axis, monkeypatch):
+    model = make(name)
+    units = units_of(model, axis)
+    engine = BlockEngine(model, program_of(name), units, EngineSettings(4, channels_last=True))
+    monkeypatch.setattr(engine, "_plain", None)  # not one of them is run as a whole
+    found = engine.run(X, Y).points
+    assert_same(found, plain(model, units))
+    with torch.no_grad():
+        for (place, level), tally in found.items():
+            with applied(model, units[place].make(units[place].levels[level])):
+                assert tally.loss == Tally.of(model(X), Y).loss
+
+
+def test_one_image_is_no_part_of_a_block_where_values_are_rounded(monkeypatch):
+    """With another one beside it, which cutting a network takes, sums are taken in another order."""
+    model = make("LastBits")
+    units = units_of(model, "element")
+    engine = BlockEngine(model, program_of("LastBits"), units, EngineSettings(32))
+    monkeypatch.setattr(Lane, "run", None)
+    with torch.no_grad():
+        for (place, level), tally in engine.run(X[:1], Y[:1]).points.items():
+            with applied(model, units[place].make(units[place].levels[level])):
+                assert tally.loss == Tally.of(model(X[:1]), Y[:1]).loss
+
+
 def test_a_network_of_a_fixed_batch_is_filled_up():
     model = make("FixedBatch")
     program = program_of("FixedBatch")
@@ -232,7 +259,7 @@ def test_quantized_inputs_are_run_in_the_networks_own_layout():
     step = Unit("x", "conv2.weight", (1.0,), _Steps(), inputs=("conv2",))
     engine = BlockEngine(model, program_of("Residual"), [step], EngineSettings(8, channels_last=True))
     assert_same(engine.run(X, Y).points, plain(model, [step]))
-    assert [lane._channels_last for lane in engine._lanes] == [False]
+    assert [(lane._channels_last, lane.is_bitwise) for lane in engine._lanes] == [(False, True)]
 
 
 class _Steps:

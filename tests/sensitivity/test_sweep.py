@@ -246,6 +246,21 @@ def test_a_network_that_changes_its_images_or_itself_is_run_anew_for_every_point
     assert f"which takes longer: {why}; it is run as a whole instead" in warning
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("name, operation", [("Signs", "sign"), ("FourBits", "round")])
+def test_a_network_that_rounds_is_told_of_and_measured_bit_for_bit(
+    quick_start, tmp_path, caplog, name, operation, jobs
+):
+    net = make(name)
+    points = sensitivity_sweep(net, [AxisRequest("element", (0.3, 0.8))], data(), tmp_path, jobs=jobs)
+    expected = perform_sensitivity_analysis(net, ["*"], (0.0, 0.3, 0.8), evaluate, "element")
+    assert curves_by_axis(points)["element"] == expected
+    assert told(caplog) == [
+        f"the network itself rounds, compares or chooses ({operation}), where a last bit counts: every level "
+        "is run bit for bit as the whole network is, which takes longer"
+    ]
+
+
 def test_units_that_cannot_be_cut_are_told_and_measured_all_the_same(tmp_path, caplog):
     net = make("Tied")
     context = AxisContext(activation_ranges=input_ranges(net, [X]))

@@ -5,6 +5,7 @@ from torch import nn
 
 from distiller.replay import Program
 from distiller.sensitivity.axes import AXES, AxisContext, input_ranges
+from distiller.sensitivity.block_engine import EngineSettings
 from distiller.sensitivity.lane import Lane, LanePart
 from distiller.sensitivity.tuning import choose_settings, image_bytes, traced_program
 from tests.replay.networks import images, make, program_of
@@ -105,6 +106,32 @@ def test_units_that_say_something_else_in_part_are_run_as_a_whole(monkeypatch):
     settings, _ = chosen("Residual")
     assert list(settings.whole) == [2]
     assert settings.whole[2].startswith("run in part, its logits differ by ")
+
+
+@pytest.mark.parametrize("name", ["Signs", "FourBits", "LastBits"])
+def test_networks_that_round_are_cut_in_their_own_layout(name):
+    settings, _ = chosen(name, fast=True)
+    assert settings == EngineSettings(len(X))
+
+
+@pytest.mark.parametrize("name, axis", [("RoundedFixedBatch", "element"), ("FixedBatch", "activation-bits")])
+def test_what_rounds_and_takes_another_number_of_images_than_a_block_is_run_as_a_whole(name, axis):
+    settings, units = chosen(name, axis)
+    why = "values are rounded in it, and it takes 3 images at a time, not 40"
+    assert settings.whole == dict.fromkeys(range(len(units)), why)
+
+
+def test_a_unit_that_rounds_must_give_the_same_bits_on_a_whole_block(monkeypatch):
+    real = LanePart.logits
+
+    def logits(self, variants, at_once=None):
+        off = 1e-6 if self.lane.places == (1,) and self.images == len(X) else 0
+        return [own + off for own in real(self, variants, at_once)]
+
+    monkeypatch.setattr(LanePart, "logits", logits)
+    settings, _ = chosen("FourBits")
+    assert list(settings.whole) == [1]
+    assert settings.whole[1].startswith("run in part, its logits differ by ")
 
 
 def test_units_are_tried_with_several_variants_together(monkeypatch):
