@@ -30,7 +30,7 @@ from distiller.names import named_parameters, unwrap
 from distiller.policy import PruningPolicy
 from distiller.schedule_yaml import parse_document
 from distiller.scheduler import CompressionScheduler
-from distiller.sensitivity.axes import find_axis
+from distiller.sensitivity.axes import find_axis, weight_owners
 from distiller.sensitivity.fingerprint import weights_fingerprint
 from distiller.sensitivity.folder import BLOCKS_NAME, CSV_NAME, SETTINGS_NAME, missing_points
 from distiller.sensitivity.level_sensitivity import sensitivity_of_level
@@ -137,7 +137,7 @@ def _axis(args: Namespace, found: Sequence[str], settings: Mapping[str, Any]) ->
 
 
 def _chosen(choice: Choice, model: nn.Module, args: Namespace, axis: str) -> list[Chosen]:
-    params = dict(named_parameters(model))
+    params, owners = dict(named_parameters(model)), weight_owners(model)
     chosen = []
     for own in choice.prunables:
         level = choice.levels[own.name]
@@ -145,7 +145,8 @@ def _chosen(choice: Choice, model: nn.Module, args: Namespace, axis: str) -> lis
             by_sensitivity = args.recommend_pruner == "sensitivity" and axis == "element"
             sensitivity = sensitivity_of_level(params[own.name], level) if by_sensitivity else None
             rank = own.size - own.amounts[level].units if axis == "rank" else None
-            chosen.append(Chosen(own.weights, level, sensitivity, rank))
+            layers = tuple(owners.get(own.weights[0], ())) if len(own.weights) == 1 else ()
+            chosen.append(Chosen(own.weights, level, sensitivity, rank, layers))
     return chosen
 
 

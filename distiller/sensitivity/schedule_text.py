@@ -41,12 +41,14 @@ class Chosen:
         level: as on the axis.
         sensitivity: for `SensitivityPruner`, of these weights.
         rank: that is left.
+        layers: canonical names of those that have the weight, where its owner is not the only one.
     """
 
     weights: tuple[str, ...]
     level: float
     sensitivity: float | None = None
     rank: int | None = None
+    layers: tuple[str, ...] = ()
 
 
 def pruning_epochs(epochs: int) -> int:
@@ -178,7 +180,11 @@ def _of_each_m(chosen: Sequence[Chosen], block: int) -> _Made:
 
 
 def _weight_bits(chosen: Sequence[Chosen], epochs: int) -> _Made:
-    overrides = {owner(name): {"bits_weights": int(own.level)} for own in chosen for name in own.weights}
+    overrides = {
+        layer: {"bits_weights": int(own.level)}
+        for own in chosen
+        for layer in own.layers or map(owner, own.weights)
+    }
     quantizer = {
         "class": "QuantAwareTrainRangeLinearQuantizer",
         "mode": "SYMMETRIC",

@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from distiller.apputils import classifier_jobs as jobs
 from distiller.apputils import recommend_job
@@ -159,6 +160,26 @@ def test_bits_become_overrides(flags, open_run, tmp_path):
     with pytest.raises(UsageError) as error:
         recommended(flags, open_run, "--target-sparsity 0.5", folder)
     assert str(error.value) == ("--recommend: axis 'weight-bits' has no target_sparsity; give --max-drop")
+
+
+class Tied(nn.Sequential):
+    """Two layers have one weight."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Flatten(), nn.Linear(64, 16), nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 10)
+        )
+        self[3].weight = self[2].weight
+
+
+def test_bits_of_a_weight_that_layers_share_are_those_of_all_of_them(flags, open_run, tmp_path):
+    arch = f"-a {__name__}:Tied "
+    folder = sweep_of(
+        flags(arch), tmp_path / "sweep", "weight-bits", {"2.weight": 0.1, "4.weight": 9}, (4.0,), 32.0
+    )
+    _, schedule = recommended(flags, open_run, f"{arch} --max-drop 1 --verify", folder)
+    overrides = schedule["quantizers"]["bits_by_layer"]["overrides"]
+    assert overrides == {"2": {"bits_weights": 4}, "3": {"bits_weights": 4}}
 
 
 def test_ranks_become_two_layers_each(flags, open_run, tmp_path):

@@ -13,7 +13,7 @@
 What is least in magnitude goes first; s is a fraction 0..1. Everything is named by a weight.
 """
 
-from distiller.sensitivity.axes.axis import Axis, AxisContext, WeightAxis
+from distiller.sensitivity.axes.axis import Axis, AxisContext, WeightAxis, weight_owners
 from distiller.sensitivity.axes.input_ranges import input_ranges
 from distiller.sensitivity.axes.levels import bit_levels, sparsity_levels
 from distiller.sensitivity.axes.registry import AXES, find_axis
@@ -27,4 +27,5 @@ __all__ = [
     "find_axis",
     "input_ranges",
     "sparsity_levels",
+    "weight_owners",
 ]

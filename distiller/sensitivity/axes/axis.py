@@ -128,7 +128,7 @@ class ParameterAxis(Axis):
         chosen = self._checked_levels(levels)
         parameters = dict(named_parameters(model))
         requested = resolve_all(names, parameters)
-        owners = _owners(model)
+        owners = weight_owners(model)
         units = []
         for name in requested:
             unit = self._unit(name, parameters[name].detach(), owners.get(name, {}), chosen, context)
@@ -224,7 +224,7 @@ def no_note(level: float) -> str:
     return ""
 
 
-def _owners(model: nn.Module) -> dict[str, dict[str, nn.Module]]:
+def weight_owners(model: nn.Module) -> dict[str, dict[str, nn.Module]]:
     """By parameter, the modules whose own `weight` it is."""
     names = {id(parameter): name for name, parameter in named_parameters(model)}
     owners: dict[str, dict[str, nn.Module]] = {}
