@@ -19,8 +19,8 @@ from distiller.graph_trace import CREATED, aten_name
 __all__ = ["discontinuous_operations"]
 
 _JUMPING = {
-    "angle", "atan2", "ceil", "copysign", "fix", "floor", "floor_divide", "fmod", "frac", "hardshrink",
-    "heaviside", "remainder", "round", "sgn", "sign", "threshold", "trunc",
+    "angle", "atan2", "ceil", "copysign", "fix", "floor", "floor_divide", "fmod", "frac", "frexp", "hardshrink",
+    "heaviside", "histc", "mode", "remainder", "round", "sgn", "sign", "threshold", "trunc",
 }  # fmt: skip
 """Of floating-point numbers to floating-point numbers, by their names."""
 _GRID_SAMPLERS = ("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
@@ -54,7 +54,7 @@ def _is_discontinuous(node: fx.Node) -> bool:
     name = aten_name(node)
     if getattr(node.target, "namespace", "") != "aten":
         return True
-    read = [value.dtype for value in _tensors(node.all_input_nodes) if value.is_floating_point()]
+    read = [value.dtype for value in _tensors(node.all_input_nodes) if _is_continuous(value)]
     if not read:
         return False  # what it reads has jumped before, or never changes by a little
     given = list(_tensors(_read_results(node)))
@@ -63,9 +63,13 @@ def _is_discontinuous(node: fx.Node) -> bool:
         or "quantize" in name
         or node.kwargs.get("rounding_mode") is not None
         or bool(name in _GRID_SAMPLERS and node.args[2] == _NEAREST)
-        or any(not (value.is_floating_point() or value.is_complex()) for value in given)
+        or not all(_is_continuous(value) for value in given)
         or any(value.dtype.itemsize <= _COARSE < max(dtype.itemsize for dtype in read) for value in given)
     )
+
+
+def _is_continuous(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
 
 
 def _read_results(node: fx.Node) -> list[fx.Node]:

@@ -98,7 +98,7 @@ class Program:
     images: int
     output: int
     batch: int | None
-    discontinuous: tuple[str, ...] = ()
+    discontinuous: tuple[str, ...]
 
     def readers(self, index: int) -> tuple[Step, ...]:
         """The steps that read a result."""

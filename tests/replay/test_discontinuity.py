@@ -20,6 +20,8 @@ OPERATIONS = {
     "comparison": (lambda x: (x >= 0).float(), ("ge",)),
     "where": (lambda x: torch.where(x > 0.5, x, 0 * x), ("gt",)),
     "isnan": (lambda x: x.masked_fill(x.isnan(), 0), ("isnan",)),
+    "phase": (lambda x: torch.fft.rfft(x).angle(), ("angle",)),
+    "spectrum": (lambda x: torch.fft.rfft(x).abs(), ()),
     "threshold": (nn.Threshold(0.1, 20), ("threshold",)),
     "integers": (lambda x: x.int().float(), ("_to_copy",)),
     "half precision": (lambda x: x.half().float(), ("_to_copy",)),
