@@ -19,8 +19,8 @@ from distiller.graph_trace import CREATED, aten_name
 __all__ = ["discontinuous_operations"]
 
 _JUMPING = {
-    "angle", "atan2", "ceil", "copysign", "fix", "floor", "floor_divide", "fmod", "frac", "frexp", "hardshrink",
-    "heaviside", "histc", "mode", "remainder", "round", "sgn", "sign", "threshold", "trunc",
+    "angle", "atan2", "ceil", "copysign", "fix", "floor", "floor_divide", "fmod", "frac", "frexp",
+    "hardshrink", "heaviside", "histc", "mode", "remainder", "round", "sgn", "sign", "threshold", "trunc",
 }  # fmt: skip
 """Of floating-point numbers to floating-point numbers, by their names."""
 _GRID_SAMPLERS = ("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
