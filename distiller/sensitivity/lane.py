@@ -68,7 +68,7 @@ class Lane:
         }
 
     def takes(self, images: Tensor) -> bool:
-        """Whether a block needs not be filled up or run in parts for that, where that counts."""
+        """Whether a block of so many images can be run as promised: bit for bit none is filled up or split."""
         return not self.is_bitwise or len(images) == (self._program.batch or max(len(images), self._least))
 
     @property
