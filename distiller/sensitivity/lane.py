@@ -68,8 +68,9 @@ class Lane:
         }
 
     def takes(self, images: Tensor) -> bool:
-        """Whether a block of so many images can be run as promised: bit for bit none is filled up or split."""
-        return not self.is_bitwise or len(images) == (self._program.batch or max(len(images), self._least))
+        """Whether it keeps its promise for so many images: bit for bit no block is filled up or split."""
+        fits = len(images) == self._program.batch if self._program.batch else len(images) >= self._least
+        return fits or not self.is_bitwise
 
     @property
     def _least(self) -> int:
