@@ -30,7 +30,8 @@ AtOnce = Callable[[Step], int]
 """A layer -> for how many changes it is run together."""
 
 
-def _one(layer: Step) -> int:
+def one_at_once(layer: Step) -> int:
+    """Each change by itself."""
     return 1
 
 
@@ -154,7 +155,7 @@ class Rerun:
         value: Callable[[int], Any],
         changes: Sequence[Variant],
         images: int,
-        at_once: AtOnce = _one,
+        at_once: AtOnce = one_at_once,
         *,
         in_parts: bool = False,
     ) -> Iterator[Tensor]:
@@ -199,7 +200,7 @@ class Rerun:
             )
         call = LayerCall(self._layer, value, dense, value(self._layer.index))
         firsts = layer_outputs(call, weights, in_parts=in_parts)
-        yield from self._behind(firsts, value, images, at_once if self.takes_several else _one)
+        yield from self._behind(firsts, value, images, at_once if self.takes_several else one_at_once)
 
     def _run_entry(self, entry: Step, value: Callable[[int], Any], change: Variant, images: int) -> Tensor:
         return self._run((entry,), self._replaced(change), change, value, images, 1)

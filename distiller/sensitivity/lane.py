@@ -19,6 +19,7 @@ from distiller.replay import Program, Rerun, Variant, clean_pass, folded_norms
 from distiller.replay.layer_outputs import CONVOLUTIONS
 from distiller.replay.memory_layout import to_channels_last
 from distiller.replay.program import Step, unbatched
+from distiller.replay.rerun import one_at_once
 from distiller.sensitivity.units import Unit
 
 __all__ = ["Lane", "LanePart"]
@@ -157,7 +158,7 @@ class LanePart:
             )
             for variant in variants
         ]
-        at_once = _one if self.lane.is_bitwise else at_once or partial(_at_once, self.filled)
+        at_once = one_at_once if self.lane.is_bitwise else at_once or partial(_at_once, self.filled)
         outputs = self.rerun.outputs(
             self.value, changes, self.filled, at_once, in_parts=not self.lane.is_bitwise
         )
@@ -173,10 +174,6 @@ class LanePart:
 def _outliving(logits: Tensor) -> Tensor:
     """Logits that outlive the memory of the pass they are of."""
     return logits.float() if logits.dtype == torch.bfloat16 else logits.clone()
-
-
-def _one(layer: Step) -> int:
-    return 1
 
 
 def _at_once(images: int, layer: Step) -> int:
