@@ -46,7 +46,7 @@ class EngineSettings:
     """How blocks are run; results do not depend on it, but for the last digits of the loss.
 
     Attributes:
-        chunk: images that are run together, 2 or more.
+        chunk: images that are run together, 2 or more; what is run bit for bit takes the whole block.
         channels_last: whether the network is run in that memory layout.
         bfloat16: whether it is run in that type; then nothing is decided anew, and decisions may differ.
         whole: units that are run as the plain loop does: place -> why.
@@ -76,6 +76,11 @@ class BlockScores:
 def must_be_bitwise(program: Program, unit: Unit) -> bool:
     """Whether a last bit more or less can be another decision altogether: somewhere something is rounded."""
     return bool(program.discontinuous or unit.inputs)
+
+
+def allowed_difference(lane: Lane) -> float:
+    """By how much logits may differ from the whole network's, relative to the largest, to be trusted."""
+    return 0.0 if lane.is_bitwise else TOLERANCE / 4
 
 
 class BlockEngine:
@@ -172,9 +177,11 @@ class BlockEngine:
             yield from ((place, own, None) for place in lane.places for own in todo[place])
             return
         found: dict[int, list[list[Decisions]]] = {place: [] for place in lane.places if todo[place]}
-        late: dict[int, list[LanePart]] = {place: [] for place in self._late(lane, images, todo)}
-        clean: list[Tensor] = []
         size = len(images) if lane.is_bitwise else self.settings.chunk
+        late: dict[int, list[LanePart]] = {}
+        if len(images) > size:
+            late = {place: [] for place in self._late(lane, images, todo)}
+        clean: list[Tensor] = []
         chunks, of_chunks = (whole.split(size) for whole in (images, labels))
         for chunk, own_labels in zip(chunks, of_chunks, strict=True) if found else ():
             for place, part in lane.run(chunk, list(found), clean.append):
@@ -184,9 +191,8 @@ class BlockEngine:
                     found[place] += self._of_parts([part], place, todo[place], [own_labels])
         for place in list(late):
             found[place] = self._of_parts(late.pop(place), place, todo[place], of_chunks)
-        allowed = 0.0 if lane.is_bitwise else TOLERANCE / 4
         is_true = lane.is_coarse or not found
-        is_true = is_true or relative_difference(torch.cat(clean), dense_logits) <= allowed
+        is_true = is_true or relative_difference(torch.cat(clean), dense_logits) <= allowed_difference(lane)
         for place, by_chunk in found.items():
             for own, parts in zip(todo[place], zip(*by_chunk, strict=True), strict=True):
                 yield place, own, Decisions.together(parts) if is_true else None
@@ -206,13 +212,12 @@ class BlockEngine:
         """Units whose variants are made anew, and that read little: they are run when the whole block is
         through, so that each variant is made but once for it."""
         room, late = _LATE_BYTES, set()
-        if len(images) > self.settings.chunk and not lane.is_bitwise:
-            for place in lane.places:
-                size = lane.bytes_read(place, images)
-                is_kept = all(self._cache.keeps(place, own.levels[0]) for own in todo[place])
-                if not is_kept and size <= room:
-                    room -= size
-                    late.add(place)
+        for place in lane.places:
+            size = lane.bytes_read(place, images)
+            is_kept = all(self._cache.keeps(place, own.levels[0]) for own in todo[place])
+            if not is_kept and size <= room:
+                room -= size
+                late.add(place)
         return late
 
     def _plain(self, images: Tensor, labels: Tensor, place: int, own: _Distinct) -> Decisions:

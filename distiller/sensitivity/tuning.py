@@ -19,7 +19,7 @@ from distiller.errors import GraphTraceError
 from distiller.evaluation_mode import answer
 from distiller.replay import Program, applied, read_program
 from distiller.replay.program import unbatched
-from distiller.sensitivity.block_engine import TOLERANCE, EngineSettings, must_be_bitwise
+from distiller.sensitivity.block_engine import EngineSettings, allowed_difference, must_be_bitwise
 from distiller.sensitivity.decisions import relative_difference
 from distiller.sensitivity.lane import Lane
 from distiller.sensitivity.units import Unit
@@ -71,13 +71,12 @@ def choose_settings(
     fault = ""
     for channels_last in (True, False) if _has_images(program) else (False,):
         try:
-            difference = relative_difference(
-                Lane(model, program, units, (), channels_last).dense(checked), expected
-            )
+            lane = Lane(model, program, units, (), channels_last)
+            difference = relative_difference(lane.dense(checked), expected)
         except RuntimeError as error:  # torch's, of an operation that does not take that layout
             fault = str(error).splitlines()[0]
             continue
-        if difference <= TOLERANCE / 4:
+        if difference <= allowed_difference(lane):
             if fault := _influence(model, program, channels_last, images):
                 break
             chunk = program.batch or _evenly(len(images), _good_chunk(image_bytes(program)))
@@ -99,7 +98,7 @@ def _influence(model: nn.Module, program: Program, channels_last: bool, images: 
     except RuntimeError as error:  # torch's, of an operation that does not take so many
         return str(error).splitlines()[0]
     difference = relative_difference(parts, answer(model, images))
-    if difference <= TOLERANCE / 4:
+    if difference <= allowed_difference(lane):
         return ""
     return (
         f"images of a block influence each other: in parts, logits differ by {difference:.1g} of the largest"
@@ -171,16 +170,16 @@ def _why_not_in_part(
 ) -> str:
     """Why a unit cannot be run in part; empty where it can."""
     if must_be_bitwise(program, units[place]):
-        lane, checked, allowed = Lane(model, program, units, (place,), is_bitwise=True), images, 0.0
+        lane, checked = Lane(model, program, units, (place,), is_bitwise=True), images
     else:
-        lane, allowed = Lane(model, program, units, (place,), channels_last), TOLERANCE / 4
+        lane = Lane(model, program, units, (place,), channels_last)
         checked = images[: program.batch or _CHECKED_IMAGES]
     if not lane.takes(checked):
         return f"values are rounded in it, and it takes {program.batch} images at a time, not {len(checked)}"
     difference = _trial(model, units[place], lane, checked)
-    return (
-        f"run in part, its logits differ by {difference:.1g} of the largest" if difference > allowed else ""
-    )
+    if difference > allowed_difference(lane):
+        return f"run in part, its logits differ by {difference:.1g} of the largest"
+    return ""
 
 
 def _trial(model: nn.Module, unit: Unit, lane: Lane, images: Tensor) -> float:
