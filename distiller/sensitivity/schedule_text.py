@@ -41,7 +41,7 @@ class Chosen:
         level: as on the axis.
         sensitivity: for `SensitivityPruner`, of these weights.
         rank: that is left.
-        layers: canonical names of those that have the weight, where its owner is not the only one.
+        layers: canonical names of those that have the weight; default its owner alone.
     """
 
     weights: tuple[str, ...]
