@@ -123,10 +123,7 @@ def train_epoch(
         penalties = ((part.name, part.value) for part in policy_loss.loss_components)
         parts.update([("Objective Loss", loss), *penalties], len(labels))
         if (step + 1) % check_every == 0 or step + 1 == steps:
-            weighed = "".join(
-                f", or a smaller weight for {part.name}" for part in policy_loss.loss_components
-            )
-            _require_finite(meter.result().loss, first_loss.item(), epoch, step, advice + weighed)
+            _require_finite(meter.result().loss, first_loss.item(), epoch, step, advice, policy_loss)
         if report is not None:
             seconds = time.perf_counter() - begin
             report(Progress("train", epoch, step + 1, steps, seconds, meter.result, parts.result))
@@ -190,11 +187,16 @@ def _forward(
     return main_logits(output), loss_with_auxiliaries(output, labels, criterion)
 
 
-def _require_finite(loss: float, first_loss: float, epoch: int, step: int, advice: str) -> None:
+def _require_finite(
+    loss: float, first_loss: float, epoch: int, step: int, advice: str, policy_loss: PolicyLoss
+) -> None:
     if not math.isfinite(first_loss):  # a lower learning rate would not have changed it
         raise DivergenceError(
             f"epoch {epoch}, mini-batch 0: the training loss is {first_loss} before the epoch's first step: "
             "the images, the weights or the model's output are not finite from its start; training stops here"
         )
     if not math.isfinite(loss):
-        raise DivergenceError(f"epoch {epoch}, mini-batch {step}: the training loss is {loss}; {advice}")
+        weighed = "".join(f", or a smaller weight for {part.name}" for part in policy_loss.loss_components)
+        raise DivergenceError(
+            f"epoch {epoch}, mini-batch {step}: the training loss is {loss}; {advice}{weighed}"
+        )
